@@ -1,0 +1,246 @@
+"""The words between the daemon and an engine process: one JSON object a line, both ways.
+
+The daemon starts `python -m agent.engine --control FD --generation N [--tcp FD] [--unix FD]`
+with the inherited descriptors of a Unix stream socket pair and of the listening sockets. The
+engine exits by itself when the control socket reaches its end: it never outlives the daemon.
+
+Frozen dataclasses of JSON values, standard library
+alone: both the small daemon and the engine import this.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+MAX_LINE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model to load: where its files lie and what its manifest says."""
+
+    model: str
+    version: int
+    manifest: str
+    """Release digest."""
+    variant: str
+    manifest_path: str
+    """The manifest's JSON; the engine reads task, tensors, tolerance and so on from it."""
+    files: dict[str, str]
+    """File digest -> path of its bytes."""
+
+
+# ---- daemon -> engine
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load, warm up and check these models; answer Ready or Failed. Sent once, first.
+
+    `golden` False skips the golden samples (a restart of what already passed them).
+    """
+
+    KIND: ClassVar[str] = "load"
+    models: list[ModelSpec]
+    threads: int = 1
+    memory_bytes: int = 0
+    """Limit of the process's address space beyond what it has at start; 0: none."""
+    golden: bool = True
+    nice: int = 0
+    """Niceness until Serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Accept on the listening sockets, at normal priority."""
+
+    KIND: ClassVar[str] = "serve"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Answer shadow requests on a Unix socket bound at `path` (a challenger is told this)."""
+
+    KIND: ClassVar[str] = "host"
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowTo:
+    """Copy live inputs of `model` to the challenger at `path` (a champion is told this)."""
+
+    KIND: ClassVar[str] = "shadow_to"
+    model: str
+    path: str
+    challenger: str
+    """Release digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowStop:
+    """Stop copying inputs of `model`; its tally stays until the next report."""
+
+    KIND: ClassVar[str] = "shadow_stop"
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Answer with Scores: what happened since the last report that carried `windows`.
+
+    With `windows` False only the running shadow tallies are wanted and nothing is reset.
+    """
+
+    KIND: ClassVar[str] = "report"
+    windows: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Stop accepting, finish what is in hand within `deadline_s`, send Scores, exit 0."""
+
+    KIND: ClassVar[str] = "drain"
+    deadline_s: float = 10.0
+
+
+# ---- engine -> daemon
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One model as it was loaded, with what its trial measured."""
+
+    model: str
+    runtime: str
+    """Such as `onnxruntime 1.32.0`."""
+    load_ms: float
+    invoke_ms: float
+    """Median of the warm-up."""
+    golden_samples: int = 0
+    golden_flips: int = 0
+    golden_worst: float = 0.0
+    """Largest absolute difference from the golden answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """All models are loaded, warm and conform to their golden samples."""
+
+    KIND: ClassVar[str] = "ready"
+    models: list[Loaded]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A model could not be loaded or failed its trial; the engine exits after this."""
+
+    KIND: ClassVar[str] = "failed"
+    model: str
+    reason: str
+    """A wire.twin.Reason value: load_failed, golden_mismatch, no_runtime, out_of_memory, ..."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Counts of one model since the last report, fields as in wire.telemetry.ScoreWindow."""
+
+    model: str
+    version: int
+    manifest: str
+    variant: str
+    start: int
+    end: int
+    counts: dict[str, Any]
+    """requests, errors, drops, latency {bin: n}, predicted, confidence, labelled, correct,
+    confusion, orphan_labels, and shadow {challenger, pairs, ...}: the increments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The whole of one shadow comparison since ShadowTo."""
+
+    model: str
+    challenger: str
+    pairs: int
+    disagreements: int
+    labelled: int
+    worse: int
+    better: int
+    dropped: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The answer to Report, and the last word of a drained engine."""
+
+    KIND: ClassVar[str] = "scores"
+    windows: list[Window] = field(default_factory=list)
+    tallies: list[Tally] = field(default_factory=list)
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something for the log: a line, such as a challenger that stopped answering."""
+
+    KIND: ClassVar[str] = "note"
+    text: str
+
+
+ToEngine = Load | Serve | Host | ShadowTo | ShadowStop | Report | Drain
+FromEngine = Ready | Failed | Scores | Note
+
+_TO_ENGINE: dict[str, type[Any]] = {
+    kind.KIND: kind for kind in (Load, Serve, Host, ShadowTo, ShadowStop, Report, Drain)
+}
+_FROM_ENGINE: dict[str, type[Any]] = {kind.KIND: kind for kind in (Ready, Failed, Scores, Note)}
+_NESTED: dict[tuple[str, str], type[Any]] = {
+    ("load", "models"): ModelSpec,
+    ("ready", "models"): Loaded,
+    ("scores", "windows"): Window,
+    ("scores", "tallies"): Tally,
+}
+
+
+def write(message: ToEngine | FromEngine) -> bytes:
+    """Return a message as the line that travels."""
+    body = {"kind": message.KIND, **dataclasses.asdict(message)}
+    return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+
+
+def read_to_engine(line: bytes) -> ToEngine:
+    """Read a line from the daemon.
+
+    Raises:
+        ValueError: not one of our messages.
+    """
+    message: ToEngine = _read(line, _TO_ENGINE)
+    return message
+
+
+def read_from_engine(line: bytes) -> FromEngine:
+    """Read a line from an engine, which a hostile model may have taken over.
+
+    Raises:
+        ValueError: not one of our messages.
+    """
+    message: FromEngine = _read(line, _FROM_ENGINE)
+    return message
+
+
+def _read(line: bytes, kinds: dict[str, type[Any]]) -> Any:
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"control line: expected at most {MAX_LINE_BYTES} bytes, got {len(line)}")
+    try:
+        body = json.loads(line)
+        name = body.pop("kind")
+        kind = kinds[name]
+        for key, nested in _NESTED.items():
+            if key[0] == name:
+                body[key[1]] = [nested(**item) for item in body[key[1]]]
+        return kind(**body)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"control line: {error!r} in {line[:80]!r}") from error

@@ -1,0 +1,208 @@
+"""All that can happen to an agent, as values. The shell makes them; `step` takes them."""
+
+from dataclasses import dataclass
+
+from agent.control import Loaded, Tally, Window
+from agent.core.state import Journal
+from wire.command import Command
+from wire.manifest import Manifest
+from wire.telemetry import Health
+from wire.transfer import ChunkFrame
+from wire.twin import Capabilities, Desired, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """The agent started: what its journal said, and which blobs lie whole on disk."""
+
+    journal: Journal
+    capabilities: Capabilities
+    blobs: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The broker answered and our subscriptions are in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The broker is gone; the link keeps trying by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredCame:
+    """A desired document whose seal was verified."""
+
+    desired: Desired
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message that was not followed, and why; the sender's fault."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrameCame:
+    """A chunk of a transfer, unverified."""
+
+    transfer: str
+    frame: ChunkFrame
+
+
+@dataclass(frozen=True, slots=True)
+class AckCame:
+    """The controller committed our telemetry up to here."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommandCame:
+    """A command whose seal was verified."""
+
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class TwinSeen:
+    """Another agent speaks with our device id."""
+
+    nonce: str
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferOpened:
+    """A partial on disk is ready for writing.
+
+    `index` is the whole verified index if it was there already, `present` the data chunks
+    whose bytes on disk were hashed and found right.
+    """
+
+    transfer: str
+    index: bytes
+    present: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TransferFailed:
+    """The disk refused a partial; it was closed. `reason` no_space or io_error."""
+
+    transfer: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStored:
+    """A file is decoded, hashed, fsynced and in its slot."""
+
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRefused:
+    """A finished transfer did not become the file that was promised; it was deleted."""
+
+    file: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRead:
+    """A release manifest from its slot; None with the reason when it cannot be read."""
+
+    digest: str
+    manifest: Manifest | None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceMeasured:
+    """Free bytes for artifacts, asked for by MeasureSpace."""
+
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReady:
+    """A generation passed its trial and waits for orders."""
+
+    generation: int
+    models: tuple[Loaded, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFailed:
+    """A generation said why it cannot go on."""
+
+    generation: int
+    model: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineExited:
+    """A generation's process is gone. `code` negative: by that signal."""
+
+    generation: int
+    code: int
+    model: str = ""
+    """The model that was being invoked, when the engine left word of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoresCame:
+    """Counts from a generation."""
+
+    generation: int
+    windows: tuple[Window, ...]
+    tallies: tuple[Tally, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSampled:
+    """A health report, still without its sequence number."""
+
+    health: Health
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time passed. Sent when `next_wake` said so, or more often; never harmful."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """A signal asks the agent to end cleanly."""
+
+
+Event = (
+    Booted
+    | Connected
+    | Disconnected
+    | DesiredCame
+    | Refused
+    | FrameCame
+    | AckCame
+    | CommandCame
+    | TwinSeen
+    | TransferOpened
+    | TransferFailed
+    | BlobStored
+    | BlobRefused
+    | ManifestRead
+    | SpaceMeasured
+    | EngineReady
+    | EngineFailed
+    | EngineExited
+    | ScoresCame
+    | HealthSampled
+    | Ticked
+    | StopAsked
+)

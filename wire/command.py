@@ -1,0 +1,29 @@
+"""One-shot requests to one device. State never travels this way."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from wire.codec import Document
+from wire.ids import CommandId, DeviceId
+
+VERBS = ("ping", "restart-engine")
+
+
+class Command(Document):
+    """Sealed for one device, not retained, expiring, obeyed at most once."""
+
+    device: DeviceId
+    id: CommandId
+    verb: Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,39}$")]
+    expires_at: int
+    """Unix seconds; later ones are refused."""
+
+
+class CommandResult(Document):
+    """The answer on the command's own result topic."""
+
+    device: DeviceId
+    id: CommandId
+    outcome: Literal["done", "refused", "failed"]
+    detail: str = ""

@@ -1,0 +1,143 @@
+"""Statistics that a device sends: integer deltas per window, which add up in any order."""
+
+import math
+from typing import Annotated
+
+from pydantic import Field
+
+from wire.codec import Document, Part
+from wire.ids import DeviceId, Digest, ModelName, Version
+
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+LATENCY_ERROR = 0.01
+"""Relative error of any latency quantile."""
+
+_GAMMA = (1 + LATENCY_ERROR) / (1 - LATENCY_ERROR)
+_LOG_GAMMA = math.log(_GAMMA)
+
+
+class Histogram(Part):
+    """Counts over logarithmic bins: bin i holds values in (gamma^(i-1), gamma^i] microseconds.
+
+    Source: Masson, Rim and Lee 2019, "DDSketch".
+    """
+
+    bins: dict[int, Count] = {}
+
+    @staticmethod
+    def bin_of(value_us: float) -> int:
+        """Return the bin of a value; anything under a microsecond counts as one."""
+        return math.ceil(math.log(value_us) / _LOG_GAMMA) if value_us > 1 else 0
+
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return sum(self.bins.values())
+
+    def merge(self, other: "Histogram") -> "Histogram":
+        """Return the histogram of both streams together, exactly."""
+        bins = dict(self.bins)
+        for place, count in other.bins.items():
+            bins[place] = bins.get(place, 0) + count
+        return Histogram(bins=bins)
+
+    def quantile_us(self, q: float) -> float | None:
+        """Return the `q` quantile in microseconds within 1%, or None when empty.
+
+        The rank is that of numpy's `method="lower"`: floor(q * (n - 1)).
+        """
+        rank = math.floor(q * (self.count - 1))
+        seen = 0
+        for place in sorted(self.bins):
+            seen += self.bins[place]
+            if seen > rank:
+                return 2 * _GAMMA**place / (_GAMMA + 1)
+        return None
+
+
+class Shadow(Part):
+    """Champion and challenger on the same inputs; worse: the champion alone was right."""
+
+    challenger: Digest
+    """Release digest of the challenger."""
+    pairs: Count = 0
+    disagreements: Count = 0
+    labelled: Count = 0
+    worse: Count = 0
+    better: Count = 0
+    dropped: Count = 0
+    errors: Count = 0
+
+
+class ScoreWindow(Document):
+    """What one variant of one release did in one window of one run of the engine.
+
+    The controller drops repeats by (device, seq) and adds the rest.
+    """
+
+    device: DeviceId
+    boot: str
+    seq: Annotated[int, Field(ge=1, le=2**53)]
+    """Grows by one with every window and health report this device ever queued."""
+    model: ModelName
+    version: Version
+    manifest: Digest
+    variant: str
+    start: int
+    """Unix seconds."""
+    end: int
+    requests: Count = 0
+    errors: Count = 0
+    drops: Count = 0
+    """Refused for want of room in the queue."""
+    latency: Histogram = Histogram()
+    predicted: dict[int, Count] = {}
+    """Class -> how often it was the answer."""
+    confidence: dict[int, Count] = {}
+    """Twentieths of the top score -> count."""
+    labelled: Count = 0
+    correct: Count = 0
+    confusion: dict[str, Count] = {}
+    """`true,predicted` -> count."""
+    orphan_labels: Count = 0
+    """Labels for requests that are not, or no longer, remembered."""
+    shadow: Shadow | None = None
+
+
+class Health(Document):
+    """How the device itself fares: gauges at a time."""
+
+    device: DeviceId
+    boot: str
+    seq: Annotated[int, Field(ge=1, le=2**53)]
+    at: int
+    """Unix seconds."""
+    uptime_s: int
+    cpu_percent: float
+    """Of the whole machine, 0 to 100."""
+    load_1m: float
+    memory_total_bytes: Count
+    memory_available_bytes: Count
+    disk_free_bytes: Count
+    """On the file system that holds the agent's data."""
+    temperature_c: float | None = None
+    agent_cpu_percent: float
+    """Of one core."""
+    agent_rss_bytes: Count
+    engine_cpu_percent: float = 0.0
+    engine_rss_bytes: Count = 0
+    engine_restarts: Count = 0
+    outbox_waiting: Count = 0
+    outbox_dropped: Count = 0
+    transfer_bytes: Count = 0
+    """Frame payload received since start."""
+    chunks_bad: Count = 0
+    """Frames dropped since start: poisoned, misaddressed or unasked for."""
+
+
+class Ack(Document):
+    """Everything up to `seq` from this device is committed at the controller."""
+
+    device: DeviceId
+    seq: Annotated[int, Field(ge=0, le=2**53)]
