@@ -1,0 +1,1 @@
+"""The serving process: one process is one generation of loaded models."""

@@ -1,0 +1,1 @@
+"""Decides for the fleet. No clock, disk, thread, socket or log in here."""

@@ -1,0 +1,196 @@
+"""What the controller's HTTP API says, as types: the API fills them, the command line reads them.
+
+Fields are only ever added: `--json` prints these values, and scripts rest on them.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from wire.manifest import Manifest
+from wire.twin import Capabilities, DeploymentReport, Phase, Probation, Reason, Serving
+
+
+class Refusal(Exception):
+    """The controller will not do what was asked, and says what would work."""
+
+    def __init__(self, status: int, error: str, next_step: str = "") -> None:
+        """Keep the HTTP status, what is wrong, and the next command to try."""
+        super().__init__(error)
+        self.status = status
+        self.error = error
+        self.next_step = next_step
+
+
+class View(BaseModel):
+    """A value of the HTTP API."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ErrorView(View):
+    """The body of every refusal."""
+
+    error: str
+    next_step: str = ""
+
+
+class HealthView(View):
+    """Whether the controller works."""
+
+    version: str
+    broker_url: str
+    broker_connected: bool
+    devices: int
+    devices_online: int
+
+
+class VariantView(View):
+    """One form of a release."""
+
+    name: str
+    format: str
+    size_bytes: int
+
+
+class ReleaseView(View):
+    """A release in the store. `manifest` comes with `show` alone."""
+
+    model: str
+    version: int
+    digest: str
+    description: str
+    parent: str | None
+    variants: tuple[VariantView, ...]
+    metrics: dict[str, float]
+    pushed_at: float
+    manifest: Manifest | None = None
+
+
+class ScoreView(View):
+    """What one release did on one device: totals since it was first seen there."""
+
+    model: str
+    version: int
+    manifest: str
+    variant: str
+    requests: int
+    errors: int
+    p50_ms: float | None
+    p95_ms: float | None
+    labelled: int
+    correct: int
+    accuracy: float | None
+    """Labelled accuracy, 0 to 1."""
+    accuracy_low: float | None
+    accuracy_high: float | None
+    """95% Wilson interval; it holds within one device."""
+
+
+class DeviceView(View):
+    """One device as the controller knows it."""
+
+    id: str
+    online: bool
+    last_seen: float
+    clash: bool = False
+    """Two agents speak with this id."""
+    agent: str = ""
+    labels: dict[str, str] = {}
+    capabilities: Capabilities = Capabilities()
+    desired_revision: int = 0
+    reported_revision: int = 0
+    serving: tuple[Serving, ...] = ()
+    deployments: tuple[DeploymentReport, ...] = ()
+    api: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
+    health: dict[str, Any] | None = None
+    """The latest wire.telemetry.Health, as JSON."""
+    scores: tuple[ScoreView, ...] = ()
+
+
+class RolloutStatus(StrEnum):
+    """Where a rollout stands."""
+
+    RUNNING = "running"
+    ROLLING_BACK = "rolling_back"
+    COMPLETED = "completed"
+    ABORTED = "aborted"
+    SUPERSEDED = "superseded"
+
+    @property
+    def final(self) -> bool:
+        """Whether the rollout is over."""
+        return self in (self.COMPLETED, self.ABORTED, self.SUPERSEDED)
+
+
+class WaveView(View):
+    """One wave: how many devices, and how many in each phase ("waiting": not told yet)."""
+
+    number: int
+    share: str
+    """As asked for: `25%` or `30`."""
+    open: bool
+    devices: int
+    counts: dict[str, int]
+
+
+class RolloutDeviceView(View):
+    """One device in a rollout."""
+
+    id: str
+    wave: int
+    online: bool
+    phase: Phase | None
+    """None: not told yet, or told and silent."""
+    reason: Reason | None = None
+    detail: str = ""
+    bytes_done: int = 0
+    bytes_total: int = 0
+    labelled_pairs: int = 0
+    worse: int = 0
+    better: int = 0
+
+
+class RolloutView(View):
+    """A rollout as far as it is. `devices` comes with the single one alone."""
+
+    id: str
+    release: str
+    """name@version."""
+    digest: str
+    to: str
+    status: RolloutStatus
+    because: str
+    """The latest decision in words."""
+    started_at: float
+    ended_at: float | None
+    probation: Probation
+    waves: tuple[WaveView, ...]
+    devices: tuple[RolloutDeviceView, ...] = ()
+
+
+class RolloutRequest(View):
+    """What `POST /v1/rollouts` takes."""
+
+    release: str
+    """name@version."""
+    to: str = "all"
+    """`all`, or terms joined by `and`: `site=berlin and arch=aarch64`, `device=cam-1`."""
+    waves: tuple[str, ...] = ("100%",)
+    """Cumulative shares of the target: counts or percentages, ascending, the last 100%."""
+    probation: Probation = Probation()
+    max_refused_percent: int = 20
+    """Abort when more than this share of the devices told, and at least one, took it badly."""
+
+
+class CommandView(View):
+    """A one-shot command and its answer."""
+
+    id: str
+    device: str
+    verb: str
+    outcome: str
+    """waiting, done, refused, failed or expired."""
+    detail: str = ""

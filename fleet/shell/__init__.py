@@ -1,0 +1,1 @@
+"""Acts for the fleet: broker, store, blobs, HTTP."""

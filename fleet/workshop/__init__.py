@@ -1,0 +1,1 @@
+"""Takes models apart: what a file holds, and what can be made of it."""
