@@ -194,3 +194,12 @@ class CommandView(View):
     outcome: str
     """waiting, done, refused, failed or expired."""
     detail: str = ""
+
+
+class EventView(View):
+    """Something worth telling: when, what kind, about which device or rollout, in words."""
+
+    at: float
+    kind: str
+    subject: str
+    text: str

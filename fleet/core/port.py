@@ -1,0 +1,126 @@
+"""What the HTTP API may ask of the controller. Every method may be called from any thread."""
+
+from typing import Protocol
+
+from fleet.core.views import (
+    CommandView,
+    DeviceView,
+    EventView,
+    HealthView,
+    ReleaseView,
+    RolloutRequest,
+    RolloutView,
+)
+from wire.manifest import Manifest
+
+
+class BlobWriter(Protocol):
+    """Takes the bytes of one file whose digest was promised."""
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+
+    def finish(self) -> int:
+        """Keep the file and return its size in bytes.
+
+        Raises:
+            Refusal: 400, the bytes have another digest; nothing is kept.
+        """
+
+    def abort(self) -> None:
+        """Throw the bytes away. Harmless after `finish`."""
+
+
+class ControllerPort(Protocol):
+    """The controller, as its API sees it."""
+
+    def health(self) -> HealthView:
+        """Return whether the controller works."""
+
+    def has_blob(self, digest: str) -> bool:
+        """Return whether a file with this digest is kept."""
+
+    def open_blob(self, digest: str) -> BlobWriter:
+        """Start to take in a file.
+
+        Raises:
+            Refusal: 400, not a digest.
+        """
+
+    def add_release(self, manifest: Manifest) -> tuple[ReleaseView, bool]:
+        """Keep a release; False with the same release when it was there already.
+
+        Raises:
+            Refusal: 409, the name and version exist with other bytes; 422, files are missing.
+        """
+
+    def releases(self, model: str | None) -> list[ReleaseView]:
+        """Return all releases (of one model), newest version first."""
+
+    def release(self, model: str, version: int) -> ReleaseView:
+        """Return one release with its manifest.
+
+        Raises:
+            Refusal: 404.
+        """
+
+    def next_version(self, model: str) -> int:
+        """Return the version after the highest one of `model`; 1 when it is new."""
+
+    def devices(self) -> list[DeviceView]:
+        """Return every device ever heard of, by id."""
+
+    def device(self, id: str) -> DeviceView:
+        """Return one device.
+
+        Raises:
+            Refusal: 404, with the nearest id that exists.
+        """
+
+    def start_rollout(self, request: RolloutRequest) -> RolloutView:
+        """Start to bring a release to devices.
+
+        Raises:
+            Refusal: 404, no such release or device; 422, a target or waves that make no sense.
+        """
+
+    def rollouts(self) -> list[RolloutView]:
+        """Return all rollouts, the newest first."""
+
+    def rollout(self, id: str) -> RolloutView:
+        """Return one rollout with its devices.
+
+        Raises:
+            Refusal: 404.
+        """
+
+    def abort_rollout(self, id: str, reason: str) -> RolloutView:
+        """Call a rollout off and take its devices back.
+
+        Raises:
+            Refusal: 404; 409, it is over already.
+        """
+
+    def send_command(self, device: str, verb: str) -> CommandView:
+        """Send a one-shot request to a device.
+
+        Raises:
+            Refusal: 404, no such device; 409, it is offline; 422, no such verb.
+        """
+
+    def command(self, device: str, id: str) -> CommandView:
+        """Return a command and its answer as far as it came.
+
+        Raises:
+            Refusal: 404.
+        """
+
+    def device_config(self, id: str) -> str:
+        """Return the text of an `agent.toml` with which a device joins this fleet.
+
+        Raises:
+            Refusal: 422, not a device id.
+        """
+
+    def events(self, limit: int) -> list[EventView]:
+        """Return what happened lately, the newest first."""
