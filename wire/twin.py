@@ -171,6 +171,8 @@ class Reported(Document):
     """Version of farflung on the device."""
     boot: str
     """Changes with every start of the agent."""
+    sequence: Annotated[int, Field(ge=0, le=2**53)] = 0
+    """Grows with every report of one boot, so that a late one is known as such; 0: not numbered."""
     labels: dict[str, str] = {}
     capabilities: Capabilities = Capabilities()
     serving: tuple[Serving, ...] = ()
