@@ -106,8 +106,6 @@ def start_mosquitto(
         "set_tcp_nodelay true",
         "persistence true",
         f"persistence_location {home}/",
-        "autosave_on_changes true",
-        "autosave_interval 1",
         "max_queued_messages 0",
         "max_queued_bytes 67108864",
     ]

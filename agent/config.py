@@ -1,0 +1,329 @@
+"""What an operator may set: one TOML file, checked whole before anything starts."""
+
+import base64
+import difflib
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from agent.errors import DeviceError
+from wire.ids import DeviceId
+from wire.topics import ROOT
+from wire.transfer import MAX_WINDOW_CHUNKS
+
+Runtime = Literal["onnxruntime", "ai-edge-litert", "tflite-runtime"]
+Label = Annotated[str, Field(max_length=100)]
+LabelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
+Seconds = Annotated[int, Field(ge=1, le=86_400)]
+MEBIBYTE = 1024 * 1024
+
+
+class ConfigError(DeviceError):
+    """The configuration cannot be used; the message names the file and the key."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _public_key(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise ValueError("expected a base64 string")
+    try:
+        key = base64.b64decode(text, validate=True)
+    except ValueError:
+        raise ValueError("expected base64 of a 32-byte Ed25519 public key") from None
+    if len(key) != 32:
+        raise ValueError(f"expected a 32-byte Ed25519 public key, got {len(key)} bytes")
+    return key
+
+
+def _broker_url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in ("mqtt", "mqtts") or not url.hostname:
+        raise ValueError("expected mqtt://HOST:PORT or mqtts://HOST:PORT")
+    if url.username is not None or url.password is not None:
+        raise ValueError("expected no name or password in it; use username and password_file")
+    if url.path not in ("", "/") or url.query or url.fragment:
+        raise ValueError("expected nothing after the port")
+    if url.port == 0:
+        raise ValueError("expected a port from 1 to 65535")
+    return text
+
+
+def _root(text: str) -> str:
+    if not text or len(text) > 40 or any(c in text for c in "+#/$\0 "):
+        raise ValueError("expected one topic level of 1 to 40 characters without + # / $")
+    return text
+
+
+def _loopback(text: str) -> str:
+    if not text:
+        return text
+    try:
+        host, _ = _split_address(text)
+        inside = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise ValueError('expected HOST:PORT such as 127.0.0.1:8731, or ""') from None
+    if not inside:
+        raise ValueError(
+            "expected a loopback address such as 127.0.0.1:8731: the API knows no passwords"
+        )
+    return text
+
+
+def _split_address(text: str) -> tuple[str, int]:
+    url = urlsplit(f"//{text}")
+    if url.hostname is None or url.port is None or url.path or url.username is not None:
+        raise ValueError("expected HOST:PORT")
+    return url.hostname, url.port
+
+
+class BrokerConfig(_Table):
+    """Where the fleet's MQTT broker is and how to enter."""
+
+    url: Annotated[str, AfterValidator(_broker_url)]
+    ca_file: Path | None = None
+    """PEM certificates to trust for mqtts instead of the system's."""
+    username: str | None = None
+    password: Annotated[str | None, Field(repr=False)] = None
+    password_file: Path | None = None
+    """Read at start into `password`; relative to $CREDENTIALS_DIRECTORY where that is set."""
+    keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
+    root: Annotated[str, AfterValidator(_root)] = ROOT
+
+    @property
+    def host(self) -> str:
+        """Name or address to connect to."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def tls(self) -> bool:
+        """Whether to speak TLS."""
+        return urlsplit(self.url).scheme == "mqtts"
+
+    @property
+    def port(self) -> int:
+        """1883 unless the URL says otherwise, 8883 with TLS."""
+        return urlsplit(self.url).port or (8883 if self.tls else 1883)
+
+
+class ControllerConfig(_Table):
+    """Whose orders this device follows."""
+
+    public_keys: Annotated[
+        tuple[Annotated[bytes, BeforeValidator(_public_key)], ...],
+        Field(min_length=1, max_length=8),
+    ]
+    """Ed25519 keys, 32 bytes each, written as base64."""
+
+
+class ApiConfig(_Table):
+    """Where apps on this device reach the models."""
+
+    tcp: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:8731"
+    """Empty: no TCP."""
+    unix: Path | None = None
+    """Path of a Unix socket; $RUNTIME_DIRECTORY/api.sock where that is set."""
+
+    @property
+    def tcp_address(self) -> tuple[str, int] | None:
+        """Host and port, or None when TCP is off."""
+        return _split_address(self.tcp) if self.tcp else None
+
+
+class EngineConfig(_Table):
+    """How models run."""
+
+    threads: Annotated[int, Field(ge=1, le=64)] = 1
+    memory_mb: Annotated[int, Field(ge=0)] = 0
+    """What an engine may take beyond its own code; 0: no limit."""
+    runtimes: tuple[Runtime, ...] = ()
+    """The only ones to use; empty: every one that works."""
+    start_timeout_s: Seconds = 60
+
+
+class TelemetryConfig(_Table):
+    """What is reported and how often."""
+
+    window_s: Seconds = 60
+    health_s: Seconds = 60
+    outbox_bytes: Annotated[int, Field(ge=64 * 1024, le=1024 * MEBIBYTE)] = 4 * MEBIBYTE
+    """Room for reports that the controller has not yet acknowledged; then the oldest go."""
+
+
+class TransferConfig(_Table):
+    """How artifacts are fetched."""
+
+    window_chunks: Annotated[int, Field(ge=1, le=MAX_WINDOW_CHUNKS)] = 32
+    reserve_mb: Annotated[int, Field(ge=0)] = 16
+    """Free space on the disk that artifacts never touch."""
+
+    @property
+    def reserve_bytes(self) -> int:
+        """`reserve_mb` in bytes."""
+        return self.reserve_mb * MEBIBYTE
+
+
+class AgentConfig(_Table):
+    """The whole configuration of one agent."""
+
+    device: DeviceId
+    data_dir: Path
+    labels: Annotated[dict[LabelName, Label], Field(max_length=32)] = {}
+    broker: BrokerConfig
+    controller: ControllerConfig
+    api: ApiConfig = ApiConfig()
+    engine: EngineConfig = EngineConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    transfer: TransferConfig = TransferConfig()
+
+
+_TABLES: dict[str, type[BaseModel]] = {
+    name: field.annotation
+    for name, field in AgentConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+
+
+def load_config(path: Path, environ: Mapping[str, str] = os.environ) -> AgentConfig:
+    """Read and check the configuration. Relative paths start at the file's own directory.
+
+    Raises:
+        ConfigError: it cannot be read or used; one line says which key and why.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: expected UTF-8, got {error.reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    _fill_in(path, values, environ)
+    try:
+        return AgentConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first_problem(error, values)}") from None
+
+
+def _fill_in(path: Path, values: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Put in what the service manager knows, make paths absolute, read the password."""
+    base = path.absolute().parent
+    state = environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if state:
+        values.setdefault("data_dir", state)
+    _anchor(values, "data_dir", base)
+
+    api = values.setdefault("api", {})
+    runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    if isinstance(api, dict):
+        if runtime:
+            api.setdefault("unix", f"{runtime}/api.sock")
+        if api.get("unix") == "":
+            del api["unix"]
+        _anchor(api, "unix", base)
+
+    broker = values.get("broker")
+    if isinstance(broker, dict):
+        _anchor(broker, "ca_file", base)
+        if isinstance(broker.get("ca_file"), str):
+            _read_text(path, "ca_file", Path(broker["ca_file"]))
+        _anchor(broker, "password_file", Path(environ.get("CREDENTIALS_DIRECTORY") or base))
+        if isinstance(broker.get("password_file"), str):
+            if "password" in broker:
+                raise ConfigError(
+                    f"{path}: [broker] password: expected one of password and password_file, "
+                    f"got both"
+                )
+            password = _read_text(path, "password_file", Path(broker["password_file"]))
+            broker["password"] = password.rstrip("\r\n")
+
+
+def _anchor(table: dict[str, Any], key: str, base: Path) -> None:
+    if isinstance(table.get(key), str):
+        table[key] = str(base / table[key])
+
+
+def _read_text(config: Path, key: str, file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{config}: [broker] {key}: expected a file that can be read, got {file}: "
+            f"{error.strerror}"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{config}: [broker] {key}: expected text, got {file}") from None
+
+
+def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
+    # A typo explains the key that is missing because of it, so unknown keys come first.
+    problems = sorted(
+        error.errors(include_url=False, include_input=False),
+        key=lambda p: p["type"] != "extra_forbidden",
+    )
+    problem = problems[0]
+    place = tuple(part for part in problem["loc"] if part != "[key]")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        return _unknown(place) + more
+    if problem["type"] == "missing":
+        return f"{_name(place)}: expected a value, got none{_hint(place)}{more}"
+    expected = problem["msg"].removeprefix("Value error, ")
+    expected = expected.replace("Input should be", "expected").replace("should", "must")
+    return f"{_name(place)}: {expected}, got {_shown(place, values)}{more}"
+
+
+def _name(place: tuple[Any, ...]) -> str:
+    head, *rest = (str(part) for part in place)
+    if head in _TABLES and rest:
+        return f"[{head}] {'.'.join(rest)}"
+    return f"[{head}]" if head in _TABLES else ".".join((head, *rest))
+
+
+def _hint(place: tuple[Any, ...]) -> str:
+    if place == ("data_dir",):
+        return "; set it, or start under a service manager that sets $STATE_DIRECTORY"
+    if place[0] == "controller":
+        return "; the controller's 32-byte public key, as base64"
+    return ""
+
+
+def _unknown(place: tuple[Any, ...]) -> str:
+    table = str(place[0]) if len(place) > 1 else ""
+    key = str(place[-1])
+    here = _TABLES[table].model_fields if table in _TABLES else AgentConfig.model_fields
+    where = {name: known for known, model in _TABLES.items() for name in model.model_fields}
+    where |= dict.fromkeys((n for n in AgentConfig.model_fields if n not in _TABLES), "")
+    near = difflib.get_close_matches(key, list(here), 1)
+    found = (near[0], table) if near else None
+    if found is None and (far := difflib.get_close_matches(key, list(where), 1)):
+        found = (far[0], where[far[0]])
+    name = _name(place) if table else key
+    if found is None:
+        return f"{name}: unknown key; expected one of {', '.join(here)}"
+    return f"{name}: unknown key; the nearest is {_qualified(*found)}"
+
+
+def _qualified(key: str, table: str) -> str:
+    if table:
+        return f"{key} in [{table}]"
+    return f"the table [{key}]" if key in _TABLES else f"{key} at the top of the file"
+
+
+def _shown(place: tuple[Any, ...], values: Any) -> str:
+    for part in place:
+        if "password" in str(part):
+            return "something else"
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            return repr(part)
+    return repr(values)[:80]
