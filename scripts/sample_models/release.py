@@ -1,0 +1,202 @@
+"""From weights to a release directory, with everything in it measured."""
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sample_models import onnx_form, tflite_form
+from sample_models.digits import CLASSES, Digits
+from sample_models.network import Weights
+from sample_models.runtimes import RUNTIMES, Answers, onnx_answers
+from wire.codec import encode
+from wire.ids import digest_of
+from wire.manifest import (
+    Baseline,
+    FeatureBaseline,
+    File,
+    Format,
+    Manifest,
+    Requires,
+    Task,
+    TensorSpec,
+    Variant,
+)
+
+MODEL = "digits"
+GOLDEN_EACH = 3
+CALIBRATION_IMAGES = 128
+BINS = 8
+"""Bins of equal count for features of the input: 27 to 30 samples each."""
+
+TWENTIETHS = np.linspace(0, 1, 21).round(2)
+"""Bins of confidence, as in the windows that devices report."""
+
+TOLERANCE_MARGIN = 1.5
+"""Golden tolerance over the worst difference measured, for kernels that were not."""
+
+_IMAGE = TensorSpec(name="image", datatype="FP32", shape=(-1, 8, 8, 1))
+_PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, CLASSES))
+_REQUIRES = {
+    "onnx": Requires(onnx_ir=onnx_form.IR, onnx_opsets={"": onnx_form.OPSET}),
+    "tflite": Requires(
+        tflite_operators={
+            "CONV_2D": 3,
+            "DEQUANTIZE": 2,
+            "FULLY_CONNECTED": 5,
+            "MAX_POOL_2D": 2,
+            "QUANTIZE": 1,
+            "SOFTMAX": 2,
+        }
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One version's weights, the data its makers had, and the story of it."""
+
+    version: int
+    weights: Weights
+    train: Digits
+    validation: Digits
+    about: str
+
+    @property
+    def parent(self) -> str | None:
+        """The release it was fine-tuned from."""
+        return f"{MODEL}@{self.version - 1}" if self.version > 1 else None
+
+
+def write(trained: Trained, held_out: Digits, folder: Path) -> Manifest:
+    """Quantize, measure and write one release; return its manifest."""
+    reference = onnx_form.float_model(trained.weights).SerializeToString(deterministic=True)
+    seen = trained.train.first(CALIBRATION_IMAGES).images
+    models: dict[Format, bytes] = {
+        "onnx": onnx_form.int8_model(trained.weights, seen),
+        "tflite": tflite_form.int8_model(trained.weights, seen),
+    }
+    golden = trained.validation.few_of_each(GOLDEN_EACH)
+    expected = onnx_answers(reference, golden.images)
+    own = onnx_answers(models["onnx"], trained.validation.images)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest(
+        model=MODEL,
+        version=trained.version,
+        description=(
+            f"{trained.about} image: float32 (batch, 8, 8, 1), one channel, 0 (paper) to 16 (ink); "
+            "probabilities: float32 (batch, 10), the digits 0 to 9."
+        ),
+        parent=trained.parent,
+        task=Task(kind="classification", scores="probabilities", scores_are="probabilities"),
+        inputs=(_IMAGE,),
+        outputs=(_PROBABILITIES,),
+        variants=tuple(
+            _variant(format, model, golden, expected, folder) for format, model in models.items()
+        ),
+        labels=_file(folder, "labels.txt", "".join(f"{n}\n" for n in range(CLASSES)).encode()),
+        golden=_file(folder, "golden.npz", _golden(golden, expected)),
+        calibration=_calibration(own, trained.validation.labels),
+        baseline=_baseline(trained.validation, own),
+        metrics={
+            "validation_accuracy": _accuracy(own, trained.validation),
+            "validation_samples": len(trained.validation),
+            "held_out_samples": len(held_out),
+            "held_out_accuracy_float": _accuracy(
+                onnx_answers(reference, held_out.images), held_out
+            ),
+            **{
+                f"held_out_accuracy_{format}_int8": min(
+                    _accuracy(run(model, held_out.images), held_out)
+                    for run in RUNTIMES[format].values()
+                )
+                for format, model in models.items()
+            },
+        },
+    )
+    (folder / "manifest.json").write_bytes(encode(manifest))
+    return manifest
+
+
+def _variant(
+    format: Format, model: bytes, golden: Digits, expected: Answers, folder: Path
+) -> Variant:
+    answers = [run(model, golden.images) for run in RUNTIMES[format].values()]
+    worst = max(float(np.abs(answer - expected).max()) for answer in answers)
+    tolerance = math.ceil(worst * TOLERANCE_MARGIN * 100) / 100
+    second, first = np.sort(expected, axis=1)[:, -2:].T
+    return Variant(
+        name=f"{format}-int8",
+        format=format,
+        artifact=_file(folder, f"digits-int8.{format}", model),
+        requires=_REQUIRES[format],
+        inputs=(_IMAGE,),
+        outputs=(_PROBABILITIES,),
+        golden_tolerance=tolerance,
+        # Within the tolerance, a sample changes its class only if its lead is under twice that.
+        golden_flips=int((first - second < 2 * tolerance).sum()),
+    )
+
+
+def _file(folder: Path, name: str, content: bytes) -> File:
+    (folder / name).write_bytes(content)
+    return File(name=name, digest=digest_of(content), size_bytes=len(content))
+
+
+def _golden(golden: Digits, expected: Answers) -> bytes:
+    content = io.BytesIO()
+    np.savez_compressed(content, input_0=golden.images, output_0=expected, label=golden.labels)
+    return content.getvalue()
+
+
+def _accuracy(answers: Answers, digits: Digits) -> float:
+    return round(float((answers.argmax(axis=1) == digits.labels).mean()), 4)
+
+
+def _calibration(answers: Answers, labels: NDArray[np.int64]) -> tuple[tuple[float, float], ...]:
+    """Mean confidence and accuracy of each twentieth that occurs, kept ascending.
+
+    Laplace's rule of succession: a bin without a mistake is not one that never errs.
+    """
+    confidence = answers.max(axis=1).astype(np.float64)
+    correct = answers.argmax(axis=1) == labels
+    bins = np.digitize(confidence, TWENTIETHS[1:-1])
+    table = []
+    best = 0.0
+    for bin_ in np.unique(bins):
+        here = bins == bin_
+        best = max(best, float((correct[here].sum() + 1) / (here.sum() + 2)))
+        table.append((round(float(confidence[here].mean()), 4), round(best, 4)))
+    return tuple(table)
+
+
+def _baseline(digits: Digits, answers: Answers) -> Baseline:
+    ink = digits.images.astype(np.float64)
+    mean, deviation = ink.mean(axis=(1, 2, 3)), ink.std(axis=(1, 2, 3))
+    return Baseline(
+        samples=len(digits),
+        features=(
+            _feature("image.mean", mean, _equal_counts(mean)),
+            _feature("image.std", deviation, _equal_counts(deviation)),
+            _feature("confidence", answers.max(axis=1).astype(np.float64), TWENTIETHS),
+        ),
+        predicted=tuple(np.bincount(answers.argmax(axis=1), minlength=CLASSES).tolist()),
+    )
+
+
+def _equal_counts(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)).round(6))
+
+
+def _feature(name: str, values: NDArray[np.float64], edges: NDArray[np.float64]) -> FeatureBaseline:
+    counts, _ = np.histogram(values, edges)
+    return FeatureBaseline(
+        name=name,
+        edges=tuple(edges.tolist()),
+        counts=tuple(counts.tolist()),
+        outside=len(values) - int(counts.sum()),
+    )
