@@ -163,13 +163,13 @@ class Tally:
 
     model: str
     challenger: str
-    pairs: int
-    disagreements: int
-    labelled: int
-    worse: int
-    better: int
-    dropped: int
-    errors: int
+    pairs: int = 0
+    disagreements: int = 0
+    labelled: int = 0
+    worse: int = 0
+    better: int = 0
+    dropped: int = 0
+    errors: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ class Booted:
     journal: Journal
     capabilities: Capabilities
     blobs: frozenset[str]
+    sequence: int = 0
+    """Of the last telemetry item that was ever queued, and the last acknowledged one."""
+    acked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

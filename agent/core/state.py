@@ -1,10 +1,16 @@
 """All that an agent knows: what survives a restart (Journal) and what does not (AgentState)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from wire.manifest import Manifest
-from wire.twin import Desired, Phase, Reason
+from wire.twin import Capabilities, Desired, Phase, Reason
+
+if TYPE_CHECKING:
+    from agent.control import Tally
+    from agent.core.download import Download
 
 Purpose = Literal["rollout", "rollback", "fallback"]
 
@@ -66,13 +72,117 @@ class Journal:
     """Model -> engine crashes blamed on its champion since it last ran well."""
     commands: tuple[str, ...] = ()
     """Ids of recent commands, oldest first."""
-    sequence: int = 0
-    """Of the last telemetry item that was queued. The outbox may be ahead of it after a crash."""
 
 
 @dataclass(frozen=True, slots=True)
-class KnownManifest:
-    """A manifest that was read from its slot."""
+class Instant:
+    """A moment on two clocks, in seconds. Deadlines rest on `mono`; reports show `wall`."""
 
-    digest: str
-    manifest: Manifest
+    mono: float
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the configuration tells the core."""
+
+    device: str
+    boot: str
+    """New with every start of the agent; also its nonce on the status topic."""
+    version: str
+    started: int
+    """Unix seconds."""
+    labels: dict[str, str] = field(default_factory=dict)
+    api: tuple[str, ...] = ()
+    window_s: float = 60.0
+    health_s: float = 60.0
+    window_chunks: int = 32
+    engine_threads: int = 1
+
+
+Role = Literal["next", "serving", "challenger", "ending"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One engine process: what it holds, and what it is for.
+
+    `next` serves as soon as it is ready; `challenger` carries one deployment's release beside
+    the other champions, so that it can take over as it stands.
+    """
+
+    number: int
+    models: tuple[Installed, ...]
+    role: Role
+    started: float
+    """Monotonic."""
+    ready: bool = False
+    runtimes: dict[str, str] = field(default_factory=dict)
+    """Model -> runtime and version, once ready."""
+
+
+@dataclass(slots=True)
+class AgentState:
+    """All that an agent knows. `step` works on a copy; fields are replaced, never changed within.
+
+    The exception is `download`, which handles every frame and is changed in place.
+    """
+
+    settings: Settings
+    journal: Journal = field(default_factory=Journal)
+    booted: bool = False
+    stopping: bool = False
+    online: bool = False
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    blobs: frozenset[str] = frozenset()
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    refusals: tuple[str, ...] = ()
+
+    download: Download | None = None
+    finishing: str = ""
+    """Digest of the file whose finished transfer is being decoded and moved into its slot."""
+    measured: bool = False
+    """Free space was asked for in this preflight."""
+    transfer_bytes: int = 0
+    chunks_bad: int = 0
+
+    generations: dict[int, Generation] = field(default_factory=dict)
+    last_generation: int = 0
+    restart_at: float | None = None
+    """When to start serving again after a crash, monotonic."""
+    engine_failures: int = 0
+    """In a row, for the backoff."""
+    engine_restarts: int = 0
+    settled_at: float | None = None
+    """When a serving engine will have run long enough to forget earlier crashes."""
+
+    tally: Tally | None = None
+    """The latest word on the probation under way."""
+    phase_since: float = 0.0
+    """When the active deployment's phase began, monotonic."""
+    last_report: float = -1e9
+    report_wanted: bool = False
+    """Something changed that an operator or a rollout waits for."""
+    progress_wanted: bool = False
+    """Only figures moved: reported at leisure."""
+    next_window: float = 0.0
+    next_health: float = 0.0
+    next_tally: float = 0.0
+    sequence: int = 0
+    """Of the last telemetry item."""
+    acked: int = 0
+    resend_at: float | None = None
+    resend_wait: float = 20.0
+    twin_yields: int = 0
+
+    def generation(self, role: Role) -> Generation | None:
+        """Return the generation with this role; there is at most one, `ending` apart."""
+        for generation in self.generations.values():
+            if generation.role == role:
+                return generation
+        return None
+
+    def active(self) -> Deployment | None:
+        """Return the deployment whose turn it is: the oldest that is not over."""
+        pending = [d for d in self.journal.deployments.values() if not d.phase.final]
+        return min(pending, key=lambda d: (d.phase is Phase.QUEUED, d.since), default=None)

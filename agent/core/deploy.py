@@ -1,0 +1,516 @@
+"""Moves the active deployment on: preflight, fetching, trial, probation, and how each may end."""
+
+from dataclasses import replace
+
+from agent.control import Tally
+from agent.core import serve
+from agent.core.actions import (
+    AskScores,
+    CloseTransfer,
+    CollectGarbage,
+    FinishTransfer,
+    Listen,
+    MeasureSpace,
+    OpenTransfer,
+    PublishFetch,
+    ReadManifest,
+    StopShadow,
+    Unlisten,
+    WriteChunk,
+    WriteIndex,
+)
+from agent.core.download import ChunkVerified, Download, FrameRejected, IndexVerified
+from agent.core.lifecycle import ATTEMPTS, TRIAL_DEADLINE_S
+from agent.core.probation import judge
+from agent.core.reconcile import Adopt, Begin, Supersede, reconcile
+from agent.core.state import Deployment, Generation, Installed
+from agent.core.turn import Turn
+from wire.manifest import Manifest, Variant
+from wire.transfer import ChunkFrame, Offer
+from wire.twin import Capabilities, DesiredRelease, Phase, Reason
+
+RUNTIMES = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert", "tflite-runtime")}
+TALLY_S = 1.0
+
+
+def converge(turn: Turn) -> None:
+    """Begin, adopt or give up deployments until desired and actual agree."""
+    for wish in reconcile(turn.state.journal):
+        match wish:
+            case Supersede(model):
+                deployment = turn.state.journal.deployments[model]
+                finish(turn, deployment, Phase.SUPERSEDED, Reason.WITHDRAWN, "no longer desired")
+            case Adopt(release):
+                turn.put(_fresh(turn, release, Phase.COMMITTED, "already serving"))
+            case Begin(release):
+                turn.put(_fresh(turn, release, Phase.QUEUED, ""))
+                turn.say(f"{release.ref}: queued by {release.rollout} ({release.purpose})")
+
+
+def _fresh(turn: Turn, release: DesiredRelease, phase: Phase, detail: str) -> Deployment:
+    return Deployment(
+        model=release.model,
+        version=release.version,
+        manifest=release.manifest,
+        rollout=release.rollout,
+        purpose=release.purpose,
+        phase=phase,
+        since=turn.now.wall,
+        detail=detail,
+    )
+
+
+def press_on(turn: Turn) -> None:
+    """Take the next step of the active deployment, if there is one to take now."""
+    state = turn.state
+    if state.stopping or not state.booted:
+        return
+    for _ in Phase:
+        deployment = state.active()
+        before = deployment.phase if deployment is not None else None
+        if deployment is not None:
+            _press(turn, deployment)
+        after = state.active()
+        if after is None or after.phase == before:
+            return
+
+
+def _press(turn: Turn, deployment: Deployment) -> None:
+    release = turn.wanted(deployment.model)
+    if release is None:
+        return  # reconcile gives it up
+    match deployment.phase:
+        case Phase.QUEUED:
+            turn.state.measured = False
+            turn.advance(deployment, Phase.PREFLIGHT)
+        case Phase.PREFLIGHT:
+            _preflight(turn, deployment, release)
+        case Phase.FETCHING:
+            missing = _missing(turn, deployment.files)
+            if missing:
+                _fetch(turn, deployment, release, missing[0])
+            else:
+                turn.advance(deployment, Phase.VERIFIED)
+        case Phase.VERIFIED:
+            _try(turn, deployment)
+        case Phase.TRIAL:
+            if turn.now.mono - turn.state.phase_since >= TRIAL_DEADLINE_S:
+                finish(turn, deployment, Phase.FAILED, Reason.HUNG, "the trial never answered")
+        case Phase.PROBATION:
+            _watch_probation(turn, deployment)
+
+
+# ---- preflight
+
+
+def _preflight(turn: Turn, deployment: Deployment, release: DesiredRelease) -> None:
+    state = turn.state
+    if release.manifest not in state.blobs:
+        _fetch(turn, deployment, release, release.manifest)
+    elif release.manifest not in state.manifests:
+        if state.finishing != release.manifest:
+            state.finishing = release.manifest
+            turn.do(ReadManifest(release.manifest))
+    elif not state.measured:
+        state.measured = True
+        turn.do(MeasureSpace())
+
+
+def on_manifest(turn: Turn, digest: str, manifest: Manifest | None, detail: str) -> None:
+    """Take a manifest that was read from disk."""
+    state = turn.state
+    if state.finishing == digest:
+        state.finishing = ""
+    if manifest is not None:
+        state.manifests = {**state.manifests, digest: manifest}
+        return
+    deployment = state.active()
+    if deployment is not None and deployment.manifest == digest:
+        state.blobs = state.blobs - {digest}
+        finish(turn, deployment, Phase.REJECTED, Reason.BAD_MANIFEST, detail)
+
+
+def on_space(turn: Turn, free_bytes: int) -> None:
+    """Choose the variant and see that it fits before the first byte of it is fetched."""
+    deployment = turn.state.active()
+    if deployment is None or deployment.phase is not Phase.PREFLIGHT:
+        return
+    release = turn.wanted(deployment.model)
+    manifest = turn.state.manifests.get(deployment.manifest)
+    if release is None or manifest is None:
+        return
+    if (manifest.model, manifest.version) != (release.model, release.version):
+        detail = f"expected the manifest of {release.ref}, got that of {manifest.ref}"
+        finish(turn, deployment, Phase.REJECTED, Reason.BAD_MANIFEST, detail)
+        return
+    variant, reason, detail = choose(manifest, turn.state.capabilities)
+    if variant is None:
+        finish(turn, deployment, Phase.REJECTED, reason, detail)
+        return
+    shared = (file.digest for file in manifest.shared_files())
+    files = tuple(dict.fromkeys((deployment.manifest, variant.artifact.digest, *shared)))
+    offers = {offer.file: offer for offer in release.offers}
+    missing = _missing(turn, files)
+    unoffered = [digest for digest in missing if digest not in offers]
+    if unoffered:
+        detail = f"expected an offer for each file, got none for {unoffered[0][:19]}"
+        finish(turn, deployment, Phase.REJECTED, Reason.BAD_MANIFEST, detail)
+        return
+    needed = sum(_disk_bytes(offers[digest]) for digest in missing)
+    if needed > free_bytes:
+        detail = f"expected {needed} bytes free for artifacts, got {max(free_bytes, 0)}"
+        finish(turn, deployment, Phase.REJECTED, Reason.NO_SPACE, detail)
+        return
+    turn.advance(deployment, Phase.FETCHING, variant=variant.name, files=files)
+    turn.say(f"{release.ref}: fetching {variant.name}, {len(missing)} files, {needed} bytes")
+
+
+def _disk_bytes(offer: Offer) -> int:
+    """Return what a transfer takes at its worst: compressed bytes lie beside decoded ones."""
+    packed = offer.transfer_bytes if offer.encoding != "identity" else 0
+    return offer.file_bytes + packed
+
+
+def choose(manifest: Manifest, capabilities: Capabilities) -> tuple[Variant | None, Reason, str]:
+    """Return the first variant this device can run, or why there is none."""
+    reason, why = Reason.NO_RUNTIME, []
+    for variant in manifest.variants:
+        architectures = variant.requires.architectures
+        if architectures and capabilities.architecture not in architectures:
+            reason = Reason.WRONG_ARCH
+            why.append(f"{variant.name} needs {' or '.join(architectures)}")
+        elif variant.requires.custom_operators:
+            reason = Reason.UNSUPPORTED_OPERATOR
+            why.append(f"{variant.name} needs {', '.join(variant.requires.custom_operators[:3])}")
+        elif not any(name in capabilities.runtimes for name in RUNTIMES[variant.format]):
+            why.append(f"{variant.name} needs {' or '.join(RUNTIMES[variant.format])}")
+        else:
+            return variant, reason, ""
+    have = ", ".join(f"{n} {v}" for n, v in capabilities.runtimes.items()) or "no runtime"
+    broken = "".join(f"; {n} unusable: {w}" for n, w in capabilities.unusable.items())
+    return None, reason, f"{'; '.join(why)}; here: {have}{broken}"[:480]
+
+
+# ---- fetching
+
+
+def _missing(turn: Turn, files: tuple[str, ...]) -> list[str]:
+    return [digest for digest in files if digest not in turn.state.blobs]
+
+
+def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: str) -> None:
+    """Open the transfer of one file, or ask for more of it, or see that it came to a halt."""
+    state = turn.state
+    if state.finishing:
+        return
+    download = state.download
+    if download is None:
+        offer = next((offer for offer in release.offers if offer.file == digest), None)
+        if offer is None:
+            detail = f"expected an offer for {digest[:19]}, got none"
+            finish(turn, deployment, Phase.REJECTED, Reason.BAD_MANIFEST, detail)
+            return
+        settings = state.settings
+        seed = f"{settings.device}/{settings.boot}/{digest}"
+        state.download = Download(offer, settings.window_chunks, seed)
+        turn.do(OpenTransfer(offer), Listen(offer.transfer))
+        return
+    if not download.opened:
+        return
+    if download.complete:
+        state.finishing = download.offer.file
+        state.download = None
+        turn.do(Unlisten(download.offer.transfer), FinishTransfer(download.offer))
+        return
+    if not state.online:
+        return  # patience: no deadline runs while there is nobody to ask
+    idle = turn.now.mono - download.last_progress
+    if idle >= release.fetch_deadline_s:
+        detail = f"no chunk for {idle:.0f} s at {download.done_bytes} bytes"
+        finish(turn, deployment, Phase.TIMED_OUT, Reason.NO_PROGRESS, detail)
+        return
+    for request in download.requests_due(turn.now.mono):
+        turn.do(PublishFetch(request))
+
+
+def on_opened(turn: Turn, transfer: str, index: bytes, present: frozenset[int]) -> None:
+    """Start from what was on disk."""
+    download = turn.state.download
+    if download is None or download.offer.transfer != transfer:
+        turn.do(CloseTransfer(transfer))
+        return
+    download.open(index, present, turn.now.mono)
+    if present:
+        turn.say(
+            f"{transfer[:19]}: resuming, {len(present)} of {download.offer.chunks} chunks on disk"
+        )
+
+
+def on_frame(turn: Turn, transfer: str, frame: ChunkFrame) -> None:
+    """Give a frame to the download it is for."""
+    state = turn.state
+    download = state.download
+    if download is None or download.offer.transfer != transfer:
+        return
+    for event in download.receive(frame, turn.now.mono):
+        match event:
+            case IndexVerified(index):
+                turn.do(WriteIndex(transfer, index))
+            case ChunkVerified(offset, payload):
+                state.transfer_bytes += len(payload)
+                state.progress_wanted = True
+                turn.do(WriteChunk(transfer, offset, payload))
+            case FrameRejected(text):
+                state.chunks_bad += 1
+                if download.bad in (1, 10, 100) or download.bad % 1000 == 0:
+                    turn.say(f"frame dropped: {text} ({download.bad} so far)", "warning")
+
+
+def on_transfer_failed(turn: Turn, transfer: str, reason: Reason, detail: str) -> None:
+    """End the deployment whose bytes the disk refused; the champion is untouched."""
+    download = turn.state.download
+    deployment = turn.state.active()
+    if download is not None and download.offer.transfer == transfer and deployment is not None:
+        finish(turn, deployment, Phase.FAILED, reason, detail)
+
+
+def on_stored(turn: Turn, file: str) -> None:
+    """Count a file as present."""
+    turn.state.blobs = turn.state.blobs | {file}
+    if turn.state.finishing == file:
+        turn.state.finishing = ""
+
+
+def on_refused(turn: Turn, file: str, reason: Reason, detail: str) -> None:
+    """End the deployment whose file came out wrong."""
+    if turn.state.finishing != file:
+        return
+    turn.state.finishing = ""
+    deployment = turn.state.active()
+    if deployment is not None:
+        finish(turn, deployment, Phase.FAILED, reason, detail)
+
+
+# ---- trial and probation
+
+
+def _installed(deployment: Deployment, wall: float) -> Installed:
+    return Installed(
+        model=deployment.model,
+        version=deployment.version,
+        manifest=deployment.manifest,
+        variant=deployment.variant,
+        files=deployment.files,
+        rollout=deployment.rollout,
+        since=int(wall),
+    )
+
+
+def _try(turn: Turn, deployment: Deployment) -> None:
+    state = turn.state
+    if any(g.role != "serving" for g in state.generations.values()):
+        return  # room for two engines, never three
+    if deployment.attempts >= ATTEMPTS:
+        detail = deployment.detail or f"{ATTEMPTS} attempts ended without an answer"
+        finish(turn, deployment, Phase.FAILED, Reason.CRASHED, detail)
+        return
+    missing = _missing(turn, deployment.files)
+    if missing:
+        detail = f"{missing[0][:19]} vanished from its slot"
+        finish(turn, deployment, Phase.FAILED, Reason.IO_ERROR, detail)
+        return
+    challenger = _installed(deployment, turn.now.wall)
+    others = tuple(i for m, i in state.journal.champions.items() if m != deployment.model)
+    # Journal before loading: a model that kills the process must still cost an attempt.
+    turn.advance(deployment, Phase.TRIAL, attempts=deployment.attempts + 1)
+    serve.launch(turn, (*others, challenger), "challenger")
+
+
+def on_challenger_ready(turn: Turn, generation: Generation) -> None:
+    """The trial is passed: to probation, or straight to commit where there is no champion."""
+    deployment = turn.state.active()
+    if deployment is None or deployment.phase is not Phase.TRIAL:
+        serve.end(turn, generation)
+        return
+    release = turn.wanted(deployment.model)
+    champion = turn.state.journal.champions.get(deployment.model)
+    pairs = release.probation.labelled_pairs if release is not None else 0
+    if champion is None or pairs == 0 or deployment.purpose == "rollback":
+        commit(turn, deployment, generation, "passed its trial")
+        return
+    turn.state.tally = None
+    turn.advance(deployment, Phase.PROBATION, labelled_pairs=0, worse=0, better=0)
+    turn.say(f"{deployment.model}@{deployment.version}: on probation, {pairs} labelled pairs")
+    serve.start_shadow(turn)
+
+
+def _watch_probation(turn: Turn, deployment: Deployment) -> None:
+    state = turn.state
+    release = turn.wanted(deployment.model)
+    challenger = state.generation("challenger")
+    champion = state.generation("serving")
+    if release is None or challenger is None:
+        return
+    if state.journal.crashes.get(deployment.model, 0) >= serve.CRASH_LIMIT:
+        commit(turn, deployment, challenger, "the champion cannot serve any more")
+        return
+    if turn.now.mono >= state.next_tally:
+        state.next_tally = turn.now.mono + TALLY_S
+        if champion is not None:
+            turn.do(AskScores(champion.number, windows=False))
+    if turn.now.mono - state.phase_since >= release.probation.deadline_s:
+        _judge(turn, deployment, release, challenger)
+
+
+def on_tally(turn: Turn, tally: Tally) -> None:
+    """Take what champion and challenger both answered so far, and judge by it."""
+    deployment = turn.state.active()
+    if deployment is None or deployment.phase is not Phase.PROBATION:
+        return
+    if (tally.model, tally.challenger) != (deployment.model, deployment.manifest):
+        return
+    turn.state.tally = tally
+    deployment = replace(
+        deployment, labelled_pairs=tally.labelled, worse=tally.worse, better=tally.better
+    )
+    turn.note(deployment)
+    release = turn.wanted(deployment.model)
+    challenger = turn.state.generation("challenger")
+    if release is not None and challenger is not None:
+        _judge(turn, deployment, release, challenger)
+
+
+def _judge(
+    turn: Turn, deployment: Deployment, release: DesiredRelease, challenger: Generation
+) -> None:
+    tally = turn.state.tally or Tally(deployment.model, deployment.manifest)
+    elapsed = turn.now.mono - turn.state.phase_since
+    verdict = judge(release.probation, tally, elapsed)
+    if verdict is None:
+        return
+    if verdict.phase is Phase.COMMITTED:
+        commit(turn, deployment, challenger, verdict.detail)
+    else:
+        finish(turn, deployment, verdict.phase, verdict.reason, verdict.detail)
+
+
+def commit(turn: Turn, deployment: Deployment, generation: Generation, detail: str) -> None:
+    """Make the challenger the champion. It is journalled before it answers anybody."""
+    state = turn.state
+    journal = state.journal
+    _stop_shadow(turn, deployment)
+    previous = {m: i for m, i in journal.previous.items() if m != deployment.model}
+    if deployment.model in journal.champions and deployment.purpose != "rollback":
+        # After a rollback there is no way back: it would lead to what was just taken away.
+        previous[deployment.model] = journal.champions[deployment.model]
+    champion = _installed(deployment, turn.now.wall)
+    turn.advance(deployment, Phase.COMMITTED, detail=detail)
+    turn.record(
+        champions={**journal.champions, deployment.model: champion},
+        previous=previous,
+        crashes={m: n for m, n in journal.crashes.items() if m != deployment.model},
+    )
+    coming = state.generation("next")
+    if coming is not None:
+        serve.end(turn, coming)
+    serve.take_over(turn, generation.number)
+    state.engine_failures = 0
+    turn.say(f"{deployment.model}@{deployment.version}: committed: {detail}")
+    collect(turn)
+
+
+def on_challenger_failed(
+    turn: Turn, generation: Generation, model: str, reason: Reason, detail: str
+) -> None:
+    """The challenger's engine said why it cannot go on."""
+    serve.change(turn, generation.number, role="ending")
+    deployment = turn.state.active()
+    if deployment is None:
+        return
+    if deployment.phase is Phase.TRIAL:
+        other = f"{model}: " if model and model != deployment.model else ""
+        finish(turn, deployment, Phase.FAILED, reason, other + detail)
+    elif deployment.phase is Phase.PROBATION:
+        finish(turn, deployment, Phase.ROLLED_BACK, reason, detail)
+
+
+def on_challenger_lost(turn: Turn, why: str) -> None:
+    """The challenger's process died: another attempt while there is one, else the end."""
+    deployment = turn.state.active()
+    if deployment is None:
+        return
+    if deployment.phase is Phase.PROBATION:
+        finish(turn, deployment, Phase.ROLLED_BACK, Reason.CRASHED, f"on probation: {why}")
+    elif deployment.phase is Phase.TRIAL:
+        ref = f"{deployment.model}@{deployment.version}"
+        turn.say(f"{ref}: attempt {deployment.attempts} of {ATTEMPTS}: {why}", "warning")
+        turn.advance(deployment, Phase.VERIFIED, detail=f"in its trial: {why}")
+
+
+# ---- ends
+
+
+def _stop_shadow(turn: Turn, deployment: Deployment) -> None:
+    champion = turn.state.generation("serving")
+    if deployment.phase is Phase.PROBATION and champion is not None:
+        turn.do(StopShadow(deployment.model, champion.number))
+
+
+def finish(
+    turn: Turn, deployment: Deployment, phase: Phase, reason: Reason | None, detail: str
+) -> None:
+    """End a deployment otherwise than by commit, and leave nothing of it behind."""
+    _stop_shadow(turn, deployment)
+    turn.advance(deployment, phase, reason=reason, detail=detail[:480])
+    if deployment.phase is not Phase.QUEUED:
+        # Only one deployment is past the queue, so what is under way is its own.
+        drop_download(turn)
+        challenger = turn.state.generation("challenger")
+        if challenger is not None:
+            serve.end(turn, challenger)
+    level = "info" if phase is Phase.SUPERSEDED else "warning"
+    turn.say(f"{deployment.model}@{deployment.version}: {phase} ({reason}): {detail}", level)
+    collect(turn)
+
+
+def drop_download(turn: Turn) -> None:
+    """Stop the transfer under way; what is on disk stays for as long as it may be wanted."""
+    download = turn.state.download
+    if download is not None:
+        turn.do(Unlisten(download.offer.transfer), CloseTransfer(download.offer.transfer))
+        turn.state.download = None
+
+
+def recheck_challenger(turn: Turn) -> None:
+    """Give up a challenger's engine that still holds a release that was taken back meanwhile."""
+    challenger = turn.state.generation("challenger")
+    deployment = turn.state.active()
+    if challenger is None or deployment is None:
+        return
+    champions = turn.state.journal.champions
+    if any(
+        installed.model != deployment.model
+        and champions[installed.model].manifest != installed.manifest
+        for installed in challenger.models
+    ):
+        serve.end(turn, challenger)
+        turn.advance(deployment, Phase.VERIFIED, detail="another model was taken back meanwhile")
+
+
+def collect(turn: Turn) -> None:
+    """Take out what no champion, previous release or pending deployment needs."""
+    journal = turn.state.journal
+    files: set[str] = set()
+    for installed in (*journal.champions.values(), *journal.previous.values()):
+        files.update(installed.files)
+    transfers: set[str] = set()
+    for deployment in journal.deployments.values():
+        release = turn.wanted(deployment.model)
+        if deployment.phase.final or release is None:
+            continue
+        files.update(deployment.files, (deployment.manifest,))
+        transfers.update(offer.transfer for offer in release.offers)
+    keep = frozenset(files)
+    turn.state.blobs = turn.state.blobs & keep
+    turn.state.manifests = {d: m for d, m in turn.state.manifests.items() if d in keep}
+    turn.do(CollectGarbage(keep, frozenset(transfers)))

@@ -1,0 +1,188 @@
+"""The chunk receiver of one transfer: what is missing, what to ask for, what to believe.
+
+It does no I/O and is mutable, since it handles every frame. Frames come on a topic that all
+devices of a wave share, so frames nobody here asked for are welcome, and repeats are normal.
+"""
+
+from dataclasses import dataclass, field
+
+from agent.core.jitter import draw
+from wire.transfer import (
+    HASH_BYTES,
+    MAX_WINDOW_CHUNKS,
+    ChunkFrame,
+    FetchRequest,
+    FramePart,
+    Offer,
+    chunk_hash,
+)
+
+FIRST_TIMEOUT_S = 1.0
+LAST_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class IndexVerified:
+    """The whole index matched its digest."""
+
+    index: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkVerified:
+    """A data chunk matched the index and was not there before."""
+
+    offset: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRejected:
+    """A frame that cannot be right: poisoned, or of another shape than the offer says."""
+
+    text: str
+
+
+DownloadEvent = IndexVerified | ChunkVerified | FrameRejected
+
+
+@dataclass(slots=True)
+class Download:
+    """One transfer under way. `window` chunks are asked for ahead, again at half of that."""
+
+    offer: Offer
+    window: int
+    seed: str
+    index: bytes = b""
+    opened: bool = False
+    last_progress: float = 0.0
+    """Monotonic seconds of the last verified frame."""
+    bad: int = 0
+    received_bytes: int = 0
+    _index_frames: dict[int, bytes] = field(default_factory=dict)
+    _present: set[int] = field(default_factory=set)
+    _asked: dict[int, float] = field(default_factory=dict)
+    _cursor: int = 0
+    _timeout: float = FIRST_TIMEOUT_S
+    _draws: int = 0
+
+    def open(self, index: bytes, present: frozenset[int], now: float) -> None:
+        """Start from what lies on disk: a verified index or b"", and verified chunks."""
+        self.index = index
+        self._present = set(present)
+        self.opened = True
+        self.last_progress = now
+
+    @property
+    def part(self) -> FramePart:
+        """What is being fetched now: the index first, then the data."""
+        return "data" if len(self.index) == self.offer.index_bytes else "index"
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is on disk."""
+        return self.opened and self.part == "data" and len(self._present) == self.offer.chunks
+
+    @property
+    def done_bytes(self) -> int:
+        """How much of the transfer is on disk, to the nearest chunk."""
+        return min(len(self._present) * self.offer.chunk_bytes, self.offer.transfer_bytes)
+
+    def receive(self, frame: ChunkFrame, now: float) -> list[DownloadEvent]:
+        """Take a frame; return what it brought. Repeats and stray parts bring nothing."""
+        if not self.opened or frame.part != self.part:
+            return []
+        if frame.number >= self.offer.part_chunks(frame.part):
+            return [self._reject(frame, "number beyond the end")]
+        if len(frame.payload) != self.offer.chunk_length(frame.part, frame.number):
+            return [self._reject(frame, f"unexpected length {len(frame.payload)}")]
+        return self._index_frame(frame, now) if frame.part == "index" else self._data(frame, now)
+
+    def _index_frame(self, frame: ChunkFrame, now: float) -> list[DownloadEvent]:
+        self._index_frames[frame.number] = frame.payload
+        self._asked.pop(frame.number, None)
+        self.received_bytes += len(frame.payload)
+        if len(self._index_frames) < self.offer.part_chunks("index"):
+            return []
+        index = b"".join(self._index_frames[n] for n in sorted(self._index_frames))
+        self._index_frames.clear()
+        if "sha256:" + chunk_hash(index).hex() != self.offer.index:
+            return [self._reject(frame, "the index does not match its digest")]
+        self.index = index
+        self._asked.clear()
+        self._progress(now)
+        return [IndexVerified(index)]
+
+    def _data(self, frame: ChunkFrame, now: float) -> list[DownloadEvent]:
+        if frame.number in self._present:
+            return []
+        place = frame.number * HASH_BYTES
+        if chunk_hash(frame.payload) != self.index[place : place + HASH_BYTES]:
+            return [self._reject(frame, "payload does not match the index")]
+        self._present.add(frame.number)
+        self._asked.pop(frame.number, None)
+        self.received_bytes += len(frame.payload)
+        self._progress(now)
+        return [ChunkVerified(frame.number * self.offer.chunk_bytes, frame.payload)]
+
+    def _progress(self, now: float) -> None:
+        self.last_progress = now
+        self._timeout = FIRST_TIMEOUT_S
+
+    def _reject(self, frame: ChunkFrame, why: str) -> FrameRejected:
+        self.bad += 1
+        return FrameRejected(f"{self.offer.transfer[:19]} {frame.part} {frame.number}: {why}")
+
+    def requests_due(self, now: float) -> list[FetchRequest]:
+        """Return what to ask for now: the next window, and what was asked for in vain."""
+        if not self.opened or self.complete:
+            return []
+        overdue = [n for n, asked in self._asked.items() if now - asked >= self._timeout]
+        if overdue and self.last_progress <= max(self._asked[n] for n in overdue):
+            # Silence since we asked: the next wait is longer, and not the same on every device.
+            self._draws += 1
+            wait = min(self._timeout * 2, LAST_TIMEOUT_S)
+            self._timeout = wait * (0.75 + 0.5 * draw(self.seed, self._draws))
+        for number in overdue:
+            del self._asked[number]
+        if len(self._asked) > self.window // 2:
+            return self._ask(overdue, now)
+        return self._ask(self._next(self.window - len(self._asked)), now)
+
+    def _next(self, room: int) -> list[int]:
+        have = self._present if self.part == "data" else self._index_frames
+        end = self.offer.part_chunks(self.part)
+        while self._cursor < end and self._cursor in self._present and self.part == "data":
+            self._cursor += 1
+        wanted: list[int] = []
+        for number in range(self._cursor if self.part == "data" else 0, end):
+            if len(wanted) == room:
+                break
+            if number not in have and number not in self._asked:
+                wanted.append(number)
+        return wanted
+
+    def _ask(self, numbers: list[int], now: float) -> list[FetchRequest]:
+        requests: list[FetchRequest] = []
+        numbers = sorted(numbers)
+        while numbers:
+            span = [n for n in numbers if n - numbers[0] < MAX_WINDOW_CHUNKS]
+            requests.append(FetchRequest.of(self.offer.transfer, self.part, span))
+            numbers = numbers[len(span) :]
+        for request in requests:
+            for number in request.numbers():
+                self._asked[number] = now
+        return requests
+
+    def forget_requests(self) -> None:
+        """Ask afresh, since the broker lost what was under way."""
+        self._asked.clear()
+        self._timeout = FIRST_TIMEOUT_S
+
+    def next_due(self) -> float | None:
+        """Return when `requests_due` next has something to say, in monotonic seconds."""
+        if not self.opened or self.complete:
+            return None
+        if not self._asked:
+            return 0.0
+        return min(self._asked.values()) + self._timeout

@@ -1,0 +1,81 @@
+"""What is wanted against what is so. An empty answer means converged."""
+
+from dataclasses import dataclass
+
+from agent.core.state import Deployment, Journal
+from wire.twin import DesiredRelease, Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Bring this release here."""
+
+    release: DesiredRelease
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """This release already serves: note that its rollout is done here."""
+
+    release: DesiredRelease
+
+
+@dataclass(frozen=True, slots=True)
+class Supersede:
+    """End a deployment that is no longer wanted."""
+
+    model: str
+
+
+Step = Begin | Adopt | Supersede
+
+
+def key_of(release: DesiredRelease) -> tuple[str, str, str]:
+    """Return what makes a deployment of `release` that one and no other."""
+    return (release.rollout, release.purpose, release.manifest)
+
+
+def settled(deployment: Deployment, release: DesiredRelease) -> bool:
+    """Return whether this rollout had its say here, whatever it was.
+
+    A refusal is never retried for the same rollout, and neither is a release that was taken
+    back after its commit: the fallback carries the rollout that it undid.
+    """
+    if not deployment.phase.final or deployment.phase is Phase.SUPERSEDED:
+        return False
+    undone = deployment.purpose == "fallback" and deployment.rollout == release.rollout
+    return deployment.key == key_of(release) or (undone and release.purpose == "rollout")
+
+
+def under_way(deployment: Deployment, release: DesiredRelease) -> bool:
+    """Return whether this very deployment is going on."""
+    return not deployment.phase.final and deployment.key == key_of(release)
+
+
+def reconcile(journal: Journal) -> list[Step]:
+    """Compare the desired document with champions and deployments.
+
+    A model that the document does not name is left as it is: losing a controller's memory
+    must never stop a working model. Only a deployment under way is given up.
+    """
+    if journal.desired is None:
+        return []
+    wanted = {release.model: release for release in journal.desired.releases}
+    steps: list[Step] = []
+    for model, deployment in journal.deployments.items():
+        release = wanted.get(model)
+        unwanted = release is None or deployment.key != key_of(release)
+        if not deployment.phase.final and unwanted:
+            steps.append(Supersede(model))
+    for model, release in wanted.items():
+        latest = journal.deployments.get(model)
+        if latest is not None and (under_way(latest, release) or settled(latest, release)):
+            continue
+        champion = journal.champions.get(model)
+        if champion is None or champion.manifest != release.manifest:
+            steps.append(Begin(release))
+        elif champion.rollout != release.rollout and (
+            latest is None or latest.rollout != release.rollout
+        ):
+            steps.append(Adopt(release))
+    return steps

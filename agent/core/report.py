@@ -1,0 +1,67 @@
+"""The device's retained word about itself."""
+
+from agent.core.state import AgentState, Deployment
+from wire.twin import DeploymentReport, Phase, Reported, Serving
+
+
+def report(state: AgentState) -> Reported:
+    """Return what this device runs, as of now."""
+    journal, settings = state.journal, state.settings
+    engine = state.generation("serving")
+    runtimes = engine.runtimes if engine is not None else {}
+    return Reported(
+        device=settings.device,
+        desired_revision=journal.desired.revision if journal.desired is not None else 0,
+        agent=settings.version,
+        boot=settings.boot,
+        labels=settings.labels,
+        capabilities=state.capabilities,
+        serving=tuple(
+            Serving(
+                model=champion.model,
+                version=champion.version,
+                manifest=champion.manifest,
+                variant=champion.variant,
+                runtime=runtimes.get(champion.model, ""),
+                since=champion.since,
+            )
+            for champion in journal.champions.values()
+        ),
+        deployments=tuple(_deployment(state, d) for d in journal.deployments.values()),
+        api=settings.api,
+        refusals=state.refusals,
+    )
+
+
+def _deployment(state: AgentState, deployment: Deployment) -> DeploymentReport:
+    done, total = _progress(state, deployment)
+    return DeploymentReport(
+        model=deployment.model,
+        version=deployment.version,
+        rollout=deployment.rollout,
+        purpose=deployment.purpose,
+        manifest=deployment.manifest,
+        phase=deployment.phase,
+        since=int(deployment.since),
+        reason=deployment.reason,
+        detail=deployment.detail,
+        variant=deployment.variant or None,
+        bytes_done=done,
+        bytes_total=total,
+        labelled_pairs=deployment.labelled_pairs,
+        worse=deployment.worse,
+        better=deployment.better,
+    )
+
+
+def _progress(state: AgentState, deployment: Deployment) -> tuple[int, int]:
+    """Return bytes on disk and bytes to fetch of the artifacts, while fetching."""
+    desired = state.journal.desired
+    if deployment.phase is not Phase.FETCHING or desired is None:
+        return 0, 0
+    offers = {offer.file: offer for r in desired.releases for offer in r.offers}
+    wanted = [offers[digest] for digest in deployment.files if digest in offers]
+    done = sum(offer.transfer_bytes for offer in wanted if offer.file in state.blobs)
+    if state.download is not None:
+        done += state.download.done_bytes
+    return done, sum(offer.transfer_bytes for offer in wanted)

@@ -1,0 +1,281 @@
+"""Routes an event to the deciders, and then lets every decider press on.
+
+`step` is the whole agent: what it is given and what it returns are values, so that a simulator
+or a test can run a hundred thousand agents without a disk or a clock.
+"""
+
+from dataclasses import replace
+
+from agent.core import deploy, serve, telemetry
+from agent.core.actions import (
+    Action,
+    DrainEngine,
+    Exit,
+    PublishOnline,
+    PublishReported,
+    Ready,
+    Yield,
+)
+from agent.core.events import (
+    AckCame,
+    BlobRefused,
+    BlobStored,
+    Booted,
+    CommandCame,
+    Connected,
+    DesiredCame,
+    Disconnected,
+    EngineExited,
+    EngineFailed,
+    EngineReady,
+    Event,
+    FrameCame,
+    HealthSampled,
+    ManifestRead,
+    Refused,
+    ScoresCame,
+    SpaceMeasured,
+    StopAsked,
+    Ticked,
+    TransferFailed,
+    TransferOpened,
+    TwinSeen,
+)
+from agent.core.lifecycle import TRIAL_DEADLINE_S
+from agent.core.report import report
+from agent.core.state import AgentState, Deployment, Instant
+from agent.core.turn import Turn
+from wire.twin import Desired, Phase
+
+PROGRESS_S = 2.0
+"""How often mere figures in `Reported` are published."""
+
+FIRST_YIELD_S = 60.0
+LAST_YIELD_S = 900.0
+
+
+def step(state: AgentState, event: Event, now: Instant) -> tuple[AgentState, list[Action]]:
+    """Return the state after `event`, and what to do about it, in order."""
+    turn = Turn.of(state, now)
+    _route(turn, event)
+    if turn.state.booted and not turn.state.stopping:
+        deploy.converge(turn)
+        serve.forget_crashes(turn)
+        serve.ensure_serving(turn)
+        deploy.press_on(turn)
+        telemetry.on_time(turn)
+        _publish(turn)
+    return turn.result()
+
+
+def _route(turn: Turn, event: Event) -> None:
+    match event:
+        case Booted():
+            _boot(turn, event)
+        case Connected():
+            _connected(turn)
+        case Disconnected():
+            turn.state.online = False
+        case DesiredCame(desired):
+            _desired(turn, desired)
+        case Refused(text):
+            telemetry.refuse(turn, text)
+        case FrameCame(transfer, frame):
+            deploy.on_frame(turn, transfer, frame)
+        case AckCame(sequence):
+            telemetry.on_ack(turn, sequence)
+        case CommandCame(command):
+            telemetry.on_command(turn, command)
+        case TwinSeen(nonce, since):
+            _twin(turn, nonce, since)
+        case TransferOpened(transfer, index, present):
+            deploy.on_opened(turn, transfer, index, present)
+        case TransferFailed(transfer, reason, detail):
+            deploy.on_transfer_failed(turn, transfer, reason, detail)
+        case BlobStored(file):
+            deploy.on_stored(turn, file)
+        case BlobRefused(file, reason, detail):
+            deploy.on_refused(turn, file, reason, detail)
+        case ManifestRead(digest, manifest, detail):
+            deploy.on_manifest(turn, digest, manifest, detail)
+        case SpaceMeasured(free_bytes):
+            deploy.on_space(turn, free_bytes)
+        case EngineReady(number, models):
+            generation = serve.on_ready(turn, number, models)
+            if generation is not None and generation.role == "challenger":
+                deploy.on_challenger_ready(turn, generation)
+        case EngineFailed() | EngineExited():
+            _engine_gone(turn, event)
+        case ScoresCame(_, windows, tallies):
+            telemetry.on_windows(turn, windows)
+            for tally in tallies:
+                deploy.on_tally(turn, tally)
+        case HealthSampled(health):
+            telemetry.on_health(turn, health)
+        case Ticked():
+            pass
+        case StopAsked():
+            _stop(turn)
+
+
+def _boot(turn: Turn, event: Booted) -> None:
+    state = turn.state
+    state.booted = True
+    state.journal = event.journal
+    state.capabilities = event.capabilities
+    state.blobs = event.blobs
+    state.sequence, state.acked = event.sequence, event.acked
+    state.phase_since = turn.now.mono
+    state.next_window = turn.now.mono + state.settings.window_s
+    _keep_only_whole(turn)
+    for deployment in state.journal.deployments.values():
+        if deployment.phase in (Phase.TRIAL, Phase.PROBATION):
+            detail = "the agent restarted"
+            turn.advance(deployment, Phase.VERIFIED, detail=detail)
+    deploy.collect(turn)
+    turn.do(Ready())
+    state.report_wanted = True
+
+
+def _keep_only_whole(turn: Turn) -> None:
+    """Drop a champion whose files are gone; the previous release takes its place if it is whole."""
+    journal = turn.state.journal
+    champions, previous = dict(journal.champions), dict(journal.previous)
+    for model, champion in journal.champions.items():
+        if turn.state.blobs.issuperset(champion.files):
+            continue
+        turn.say(f"{model}@{champion.version}: files are missing from disk", "error")
+        del champions[model]
+        before = previous.pop(model, None)
+        if before is not None and turn.state.blobs.issuperset(before.files):
+            champions[model] = before
+    for model, before in list(previous.items()):
+        if not turn.state.blobs.issuperset(before.files):
+            del previous[model]
+    if (champions, previous) != (journal.champions, journal.previous):
+        # The lost release may be fetched again: what is desired has not changed.
+        lost = {m for m, c in journal.champions.items() if champions.get(m) != c}
+        deployments = {m: d for m, d in journal.deployments.items() if m not in lost}
+        turn.record(champions=champions, previous=previous, deployments=deployments)
+
+
+def _connected(turn: Turn) -> None:
+    state = turn.state
+    state.online = True
+    if state.download is not None:
+        state.download.forget_requests()
+        state.download.last_progress = turn.now.mono
+    turn.do(PublishOnline())
+    state.report_wanted = True
+    telemetry.on_connected(turn)
+
+
+def _desired(turn: Turn, desired: Desired) -> None:
+    current = turn.state.journal.desired
+    # Older ones and repeats are answered too: the report says which revision is followed.
+    turn.state.report_wanted = True
+    if current is not None and desired.revision <= current.revision:
+        return
+    turn.record(desired=desired)
+    download = turn.state.download
+    offered = {offer.transfer for release in desired.releases for offer in release.offers}
+    if download is not None and download.offer.transfer not in offered:
+        deploy.drop_download(turn)
+
+
+def _twin(turn: Turn, nonce: str, since: int) -> None:
+    """Two agents with one id: the one that started later leaves, and both say so."""
+    state, settings = turn.state, turn.state.settings
+    text = f"another agent (nonce {nonce}) speaks as {settings.device}"
+    if (since, nonce) > (settings.started, settings.boot):
+        telemetry.refuse(turn, f"{text}; it started later and should yield")
+        turn.do(PublishOnline())
+        state.report_wanted = True
+        return
+    wait = min(FIRST_YIELD_S * 2**state.twin_yields, LAST_YIELD_S)
+    state.twin_yields += 1
+    turn.say(
+        f"{text} and started before this one: leaving the broker for {wait:.0f} s; "
+        f"give one of the two devices another `device` in its agent.toml",
+        "error",
+    )
+    turn.do(Yield(wait))
+
+
+def _engine_gone(turn: Turn, event: EngineFailed | EngineExited) -> None:
+    generation = turn.state.generations.get(event.generation)
+    if generation is None:
+        return
+    if isinstance(event, EngineFailed):
+        # Its exit follows, and says nothing new.
+        if generation.role == "challenger":
+            deploy.on_challenger_failed(turn, generation, event.model, event.reason, event.detail)
+        elif generation.role != "ending":
+            serve.change(turn, generation.number, role="ending")
+            serve.on_lost(turn, generation, event.model, f"{event.reason}: {event.detail}")
+            deploy.recheck_challenger(turn)
+        return
+    others = {n: g for n, g in turn.state.generations.items() if n != event.generation}
+    turn.state.generations = others
+    why = f"exit status {event.code}" if event.code >= 0 else f"signal {-event.code}"
+    if generation.role == "challenger":
+        deploy.on_challenger_lost(turn, why)
+    elif generation.role != "ending":
+        serve.on_lost(turn, generation, event.model, why)
+        deploy.recheck_challenger(turn)
+
+
+def _stop(turn: Turn) -> None:
+    state = turn.state
+    state.stopping = True
+    for deployment in state.journal.deployments.values():
+        if deployment.phase in (Phase.TRIAL, Phase.PROBATION):
+            _give_back(turn, deployment)
+    for number, generation in state.generations.items():
+        if generation.role != "ending":
+            serve.change(turn, number, role="ending")
+            turn.do(DrainEngine(number))
+    turn.do(Exit())
+
+
+def _give_back(turn: Turn, deployment: Deployment) -> None:
+    """A clean stop costs no attempt."""
+    turn.advance(
+        replace(deployment, attempts=max(deployment.attempts - 1, 0)),
+        Phase.VERIFIED,
+        detail="the agent was stopped",
+    )
+
+
+def _publish(turn: Turn) -> None:
+    """Publish `Reported` at once when it matters, and at leisure when only figures moved."""
+    state, now = turn.state, turn.now.mono
+    if not state.online:
+        return
+    if state.report_wanted or (state.progress_wanted and now >= state.last_report + PROGRESS_S):
+        state.report_wanted = state.progress_wanted = False
+        state.last_report = now
+        turn.do(PublishReported(report(state)))
+
+
+def next_wake(state: AgentState, now: Instant) -> float:
+    """Return the monotonic time by which `Ticked` is wanted; never before `now`."""
+    times = [state.next_window, state.next_health]
+    if state.restart_at is not None and state.journal.champions:
+        times.append(state.restart_at)
+    if state.settled_at is not None:
+        times.append(state.settled_at)
+    if state.online:
+        if state.resend_at is not None:
+            times.append(state.resend_at)
+        if state.progress_wanted:
+            times.append(state.last_report + PROGRESS_S)
+        if state.download is not None and not state.finishing:
+            due = state.download.next_due()
+            times += [due] if due is not None else []
+    active = state.active()
+    if active is not None and active.phase is Phase.PROBATION:
+        times.append(state.next_tally)
+    if active is not None and active.phase is Phase.TRIAL:
+        times.append(state.phase_since + TRIAL_DEADLINE_S)
+    return max(min(times), now.mono)

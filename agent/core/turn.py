@@ -1,0 +1,67 @@
+"""One step in the making: the state being changed and the actions collected."""
+
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from agent.core.actions import Action, SaveJournal, Say
+from agent.core.lifecycle import move
+from agent.core.state import AgentState, Deployment, Instant
+from wire.twin import DesiredRelease, Phase
+
+
+@dataclass(slots=True)
+class Turn:
+    """Deciders change `state` by replacing fields, and append what should be done."""
+
+    state: AgentState
+    now: Instant
+    actions: list[Action] = field(default_factory=list)
+    _journalled: bool = False
+
+    @classmethod
+    def of(cls, state: AgentState, now: Instant) -> "Turn":
+        """Begin a turn on a copy of `state`."""
+        return cls(copy.copy(state), now)
+
+    def do(self, *actions: Action) -> None:
+        """Append actions."""
+        self.actions.extend(actions)
+
+    def say(self, text: str, level: str = "info") -> None:
+        """Append a line for the log."""
+        self.do(Say(text, level))
+
+    def record(self, **changes: Any) -> None:
+        """Change the journal. It is written before anything else this turn asks for."""
+        self.state.journal = replace(self.state.journal, **changes)
+        self._journalled = True
+
+    def put(self, deployment: Deployment) -> None:
+        """Record a deployment in its new phase and have it reported."""
+        self.record(deployments={**self.state.journal.deployments, deployment.model: deployment})
+        self.state.phase_since = self.now.mono
+        self.state.report_wanted = True
+
+    def advance(self, deployment: Deployment, to: Phase, **changes: Any) -> Deployment:
+        """Move a deployment to its next phase and record that."""
+        moved = move(deployment, to, self.now.wall, **changes)
+        self.put(moved)
+        return moved
+
+    def note(self, deployment: Deployment) -> None:
+        """Keep figures that moved within a phase, for reports alone: no flash write for them."""
+        deployments = {**self.state.journal.deployments, deployment.model: deployment}
+        self.state.journal = replace(self.state.journal, deployments=deployments)
+        self.state.progress_wanted = True
+
+    def wanted(self, model: str) -> DesiredRelease | None:
+        """Return what is desired of a model."""
+        desired = self.state.journal.desired
+        releases = desired.releases if desired is not None else ()
+        return next((release for release in releases if release.model == model), None)
+
+    def result(self) -> tuple[AgentState, list[Action]]:
+        """Return the new state, and the actions with the journal first if it changed."""
+        first: list[Action] = [SaveJournal(self.state.journal)] if self._journalled else []
+        return self.state, first + self.actions
