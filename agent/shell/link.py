@@ -1,0 +1,394 @@
+"""The line to the fleet: MQTT in, events out. It reconnects by itself and never dies of a message.
+
+Nothing is queued for a broker that is not there: what must arrive is published again by those
+who own it, on Connected or until it is acknowledged above MQTT.
+"""
+
+import logging
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+
+from agent.config import BrokerConfig
+from agent.core.events import (
+    AckCame,
+    CommandCame,
+    Connected,
+    DesiredCame,
+    Disconnected,
+    Event,
+    FrameCame,
+    Refused,
+    TwinSeen,
+)
+from wire import topics
+from wire.codec import DecodeError, decode, encode
+from wire.command import Command
+from wire.seal import SealError, Verifier
+from wire.telemetry import Ack
+from wire.topics import RULES, Kind, Topic
+from wire.transfer import ChunkFrame
+from wire.twin import Desired, Status
+
+log = logging.getLogger(__name__)
+
+FIRST_DELAY_S = 0.5
+LAST_DELAY_S = 60.0
+SETTLED_S = 10.0
+"""A connection that lived this long was a good one: the next attempt waits little again."""
+HANDSHAKE_S = 20.0
+"""From the TCP connection until the broker granted our subscriptions."""
+RESUBSCRIBE_S = (5.0, 15.0)
+"""NATS, just restarted, withholds retained messages from the first to subscribe."""
+MAX_INFLIGHT = 64
+MAX_QUEUED = 256
+REFUSALS_PER_MINUTE = 12
+
+
+class Link:
+    """One device's connection to the broker, kept by a thread of its own."""
+
+    def __init__(
+        self,
+        broker: BrokerConfig,
+        *,
+        device: str,
+        verifier: Verifier,
+        nonce: str,
+        started_at: int,
+        post: Callable[[Event], None],
+        resubscribe_s: tuple[float, float] = RESUBSCRIBE_S,
+    ) -> None:
+        """Prepare; `start` connects. `post` may block: that holds the broker back."""
+        self._broker = broker
+        self._device = device
+        self._verifier = verifier
+        self._nonce = nonce
+        self._started_at = started_at
+        self._post = post
+        self._resubscribe_s = resubscribe_s
+        self._random = random.Random()  # noqa: S311 - spreads load, hides nothing
+        self._lock = threading.Lock()
+        self._transfers: set[str] = set()
+        self._client: mqtt.Client | None = None
+        self._subscribing = False
+        self._granted = False
+        self._awaited_mid: int | None = None
+        self._resubscribe_at: float | None = None
+        self._reason = ""
+        self._told = ""
+        self._refusals = _Allowance(REFUSALS_PER_MINUTE)
+        self._away_until = 0.0
+        self._wake = threading.Event()
+        self._leaving = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="link", daemon=True)
+
+    def start(self) -> None:
+        """Connect, and stay connected until `stop`."""
+        self._thread.start()
+
+    def stop(self, publish_offline: bool = True) -> None:
+        """Leave for good within a few seconds; the last will is not published by the broker."""
+        self._leaving = True
+        client = self._client
+        if client is not None and self._granted and publish_offline:
+            info = client.publish(
+                self._text(Kind.STATUS), self._status(online=False), RULES[Kind.STATUS].qos, True
+            )
+            try:
+                info.wait_for_publish(2.0)
+            except (ValueError, RuntimeError) as error:
+                log.info("could not say goodbye: %s", error)
+        self._stopping = True
+        self._hang_up()
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+
+    def publish(self, topic: Topic, body: bytes) -> bool:
+        """Send; the topic's kind says how. False: not connected or choked, and `body` dropped."""
+        client = self._client
+        if client is None or not self._granted:
+            return False
+        rule = RULES[topic.kind]
+        text = topics.build(topic, self._broker.root)
+        return client.publish(text, body, rule.qos, rule.retain).rc == mqtt.MQTT_ERR_SUCCESS
+
+    def publish_online(self) -> bool:
+        """Publish our retained status. False: not connected."""
+        return self.publish(Topic(Kind.STATUS, self._device), self._status(online=True))
+
+    def listen(self, transfer: str) -> None:
+        """Receive the frames of a transfer, also after reconnecting, until `unlisten`."""
+        with self._lock:
+            self._transfers.add(transfer)
+            if self._client is not None and self._subscribing:
+                self._client.subscribe(topics.artifact_filter(transfer, self._broker.root), 0)
+
+    def unlisten(self, transfer: str) -> None:
+        """Receive no more frames of a transfer."""
+        with self._lock:
+            self._transfers.discard(transfer)
+            if self._client is not None and self._subscribing:
+                self._client.unsubscribe(topics.artifact_filter(transfer, self._broker.root))
+
+    def yield_for(self, seconds: float) -> None:
+        """Leave the broker silently and return later: our id belongs to another agent.
+
+        Neither the last will nor an offline status is published: the retained one is theirs.
+        """
+        self._away_until = time.monotonic() + seconds
+        self._hang_up()
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping:
+            away = self._away_until - time.monotonic()
+            if away > 0:
+                self._wake.wait(away)
+                self._wake.clear()
+                continue
+            began = time.monotonic()
+            try:
+                self._connect_once()
+            except OSError as error:
+                self._reason = error.strerror or str(error)
+            except Exception as error:  # a broker's surprise must not leave the device deaf
+                self._reason = repr(error)
+            if self._stopping:
+                return
+            if self._away_until > time.monotonic():
+                continue
+            if time.monotonic() - began > SETTLED_S:
+                failures = 0
+            self._tell(f"no broker at {self._broker.url}: {self._reason}; trying again")
+            ceiling = min(LAST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures, 10))
+            failures += 1
+            self._wake.wait(self._random.uniform(0.05, ceiling))
+            self._wake.clear()
+
+    def _connect_once(self) -> None:
+        """Connect, serve the connection until it ends, and leave why in `_reason`."""
+        # A client of its own for each connection: paho would send again, unasked and late,
+        # what an earlier connection left unacknowledged.
+        client = self._new_client()
+        self._reason = "the connection was lost"
+        client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s)
+        deadline = time.monotonic() + HANDSHAKE_S
+        self._client = client
+        try:
+            while client.loop(1.0) == mqtt.MQTT_ERR_SUCCESS:
+                now = time.monotonic()
+                if self._stopping or self._away_until > now:
+                    client.disconnect()
+                elif not self._granted:
+                    if now > deadline:
+                        self._reason = f"no subscription granted in {HANDSHAKE_S:.0f} s"
+                        return
+                elif self._resubscribe_at is not None and now > self._resubscribe_at:
+                    self._resubscribe_at = None
+                    self._subscribe(client)
+        finally:
+            was_granted, self._granted = self._granted, False
+            self._subscribing = False
+            self._client = None
+            _close(client)
+            if was_granted:
+                self._post(Disconnected())
+
+    def _new_client(self) -> mqtt.Client:
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            # The nonce keeps two agents with one device id from throwing each other out in
+            # turns; they see each other by their statuses instead.
+            client_id=f"{self._device}-{self._nonce}",
+            clean_session=True,
+            protocol=mqtt.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        client.max_inflight_messages_set(MAX_INFLIGHT)
+        client.max_queued_messages_set(MAX_QUEUED)
+        if self._broker.username is not None:
+            client.username_pw_set(self._broker.username, self._broker.password)
+        if self._broker.tls:
+            ca_file = self._broker.ca_file
+            client.tls_set(ca_certs=None if ca_file is None else str(ca_file))
+        client.will_set(
+            self._text(Kind.STATUS), self._status(online=False), RULES[Kind.STATUS].qos, True
+        )
+        client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        client.on_socket_open = _no_delay
+        # With somebody to tell, other threads leave the writing to ours.
+        client.on_socket_register_write = _written_by_the_loop
+        return client
+
+    def _subscribe(self, client: mqtt.Client) -> int | None:
+        root = self._broker.root
+        with self._lock:
+            filters = topics.device_filters(self._device, root)
+            filters += [topics.artifact_filter(each, root) for each in sorted(self._transfers)]
+            _, mid = client.subscribe([(text, 0) for text in filters])
+            self._subscribing = True
+        return mid
+
+    def _hang_up(self) -> None:
+        self._wake.set()
+        client = self._client
+        if client is not None:
+            client.disconnect()
+
+    def _tell(self, line: str) -> None:
+        if line != self._told:
+            self._told = line
+            log.warning("%s", line)
+
+    # ---- paho's callbacks, in the thread
+
+    def _on_connect(
+        self, client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any
+    ) -> None:
+        if code.is_failure:
+            self._reason = f"refused: {code}"
+            return
+        self._awaited_mid = self._subscribe(client)
+
+    def _on_subscribe(
+        self, client: mqtt.Client, _data: Any, mid: int, codes: list[Any], _properties: Any
+    ) -> None:
+        if any(code.is_failure for code in codes):
+            self._reason = "it denied us a subscription: check this device's permissions there"
+            client.disconnect()
+        elif mid == self._awaited_mid and not self._granted:
+            self._granted = True
+            self._resubscribe_at = time.monotonic() + self._random.uniform(*self._resubscribe_s)
+            self._tell(f"connected to {self._broker.url}")
+            self._post(Connected())
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        try:
+            topic = topics.parse(message.topic, self._broker.root)
+            if topic is not None:
+                event = self._understand(topic, message)
+                if event is not None:
+                    self._post(event)
+        except (DecodeError, SealError) as error:
+            self._refuse(message, str(error))
+        except Exception as error:  # paho's thread would die of it and leave us deaf
+            self._refuse(message, f"unexpected {error!r}")
+
+    def _understand(self, topic: Topic, message: mqtt.MQTTMessage) -> Event | None:
+        """Return what a message says, None when it is nothing to us.
+
+        Raises:
+            DecodeError: malformed, or meant for another device.
+            SealError: not signed by the controller.
+        """
+        body = bytes(message.payload)
+        if topic.kind in (Kind.INDEX, Kind.DATA):
+            return self._frame(topic, body)
+        if topic.owner != self._device or not body:
+            return None
+        match topic.kind:
+            case Kind.DESIRED:
+                desired = self._verifier.open(Desired, body)
+                self._check_device(desired.device)
+                return DesiredCame(desired)
+            case Kind.COMMAND if not message.retain:
+                return self._command(topic, body)
+            case Kind.ACK:
+                ack = decode(Ack, body)
+                self._check_device(ack.device)
+                return AckCame(ack.seq)
+            case Kind.STATUS:
+                return self._own_status(decode(Status, body))
+        return None
+
+    def _frame(self, topic: Topic, body: bytes) -> Event | None:
+        with self._lock:
+            wanted = topic.owner in self._transfers
+        if not wanted:
+            return None
+        frame = ChunkFrame.decode(body)
+        if frame.part != topic.kind.value:
+            raise DecodeError(f"frame: expected part {topic.kind.value}, got {frame.part}")
+        return FrameCame(topic.owner, frame)
+
+    def _command(self, topic: Topic, body: bytes) -> Event:
+        command = self._verifier.open(Command, body)
+        self._check_device(command.device)
+        if (command.verb, command.id) != (topic.verb, topic.id):
+            raise DecodeError(
+                f"command: expected {topic.verb} {topic.id} as in its topic, "
+                f"got {command.verb} {command.id}"
+            )
+        return CommandCame(command)
+
+    def _own_status(self, status: Status) -> Event | None:
+        self._check_device(status.device)
+        if status.nonce != self._nonce:
+            return TwinSeen(status.nonce, status.since) if status.online else None
+        if not status.online and self._granted and not self._leaving:
+            # The last will of a connection we already gave up, come after our return.
+            self.publish_online()
+        return None
+
+    def _check_device(self, device: str) -> None:
+        if device != self._device:
+            raise DecodeError(f"device: expected {self._device}, got {device}")
+
+    def _refuse(self, message: mqtt.MQTTMessage, why: str) -> None:
+        if self._refusals.take(time.monotonic()):
+            self._post(Refused(f"{message.topic[:120]}: {why[:300]}"))
+
+    # ---- words
+
+    def _text(self, kind: Kind) -> str:
+        return topics.build(Topic(kind, self._device), self._broker.root)
+
+    def _status(self, *, online: bool) -> bytes:
+        return encode(
+            Status(device=self._device, online=online, nonce=self._nonce, since=self._started_at)
+        )
+
+
+class _Allowance:
+    """So many a minute, and no more: a flood of bad messages must not become one of ours."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._left = float(per_minute)
+        self._at = 0.0
+
+    def take(self, now: float) -> bool:
+        refill = (now - self._at) * self._per_minute / 60
+        self._left, self._at = min(float(self._per_minute), self._left + refill), now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+def _no_delay(_client: mqtt.Client, _data: Any, sock: Any) -> None:
+    if isinstance(sock, socket.socket):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _written_by_the_loop(_client: mqtt.Client, _data: Any, _sock: Any) -> None:
+    """Do nothing: `loop` asks paho itself what is left to write."""
+
+
+def _close(client: mqtt.Client) -> None:
+    """Drop the socket without a DISCONNECT, unless one was sent."""
+    sock = client.socket()
+    if isinstance(sock, socket.socket):
+        sock.close()
