@@ -19,7 +19,7 @@ class DecodeError(ValueError):
 class Document(BaseModel):
     """A message body: frozen, with a schema version, deaf to fields it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     SCHEMA: ClassVar[int] = 1
     schema_version: int = 1
@@ -28,7 +28,7 @@ class Document(BaseModel):
 class Part(BaseModel):
     """A value inside a document."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 D = TypeVar("D", bound=Document)
@@ -90,6 +90,8 @@ def validate(kind: type[D], value: Any) -> D:
 def first_error(error: ValidationError) -> str:
     """Return the first thing wrong, in one line: where, what was expected, what came."""
     detail = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in detail["loc"]) or "document"
+    where = ".".join(str(part) for part in detail["loc"])[:80] or "document"
+    if not where.isprintable():
+        where = repr(where)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {detail['msg']}, got {str(detail['input'])[:80]!r}{more}"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wire.codec import Document
-from wire.ids import CommandId, DeviceId
+from wire.ids import CommandId, DeviceId, UnixTime
 
 VERBS = ("ping", "restart-engine")
 
@@ -16,7 +16,7 @@ class Command(Document):
     device: DeviceId
     id: CommandId
     verb: Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,39}$")]
-    expires_at: int
+    expires_at: UnixTime
     """Unix seconds; later ones are refused."""
 
 

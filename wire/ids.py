@@ -61,6 +61,10 @@ CommandId = Annotated[str, AfterValidator(check_id)]
 Digest = Annotated[str, AfterValidator(check_digest)]
 PlainName = Annotated[str, AfterValidator(check_plain_name)]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""Any number on the wire: it fits a double, and sums of it fit a store."""
+UnixTime = Count
+"""Whole seconds since 1970, on the writer's clock."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -81,7 +85,8 @@ class ReleaseRef:
             ValueError: it is written otherwise.
         """
         name, at, version = text.partition("@")
-        if not at or not version.isascii() or not version.isdigit() or not 0 < int(version) < 2**31:
+        digits = version.isascii() and version.isdigit() and len(version) <= 10
+        if not at or not digits or not 0 < int(version) < 2**31:
             raise ValueError(f"expected NAME@VERSION such as detector@7, got {text[:60]!r}")
         return cls(check_id(name), int(version))
 

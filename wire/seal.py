@@ -112,8 +112,8 @@ class Verifier:
             raise SealError(f"expected a signed {kind.__name__}, got a {envelope.kind[:40]}")
         try:
             message = (_DOMAIN + envelope.kind + "\n").encode() + canonical(envelope.signed)
-        except TypeError as error:
-            raise DecodeError(str(error)) from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DecodeError(f"{envelope.kind[:40]}: cannot be signed: {error}") from None
         keys = {key_id(public): public for public in self.trusted}
         for signature in envelope.signatures:
             public = keys.get(signature.key)

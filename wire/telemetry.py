@@ -6,15 +6,17 @@ from typing import Annotated
 from pydantic import Field
 
 from wire.codec import Document, Part
-from wire.ids import DeviceId, Digest, ModelName, Version
-
-Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+from wire.ids import Count, DeviceId, Digest, ModelName, UnixTime, Version
 
 LATENCY_ERROR = 0.01
 """Relative error of any latency quantile."""
 
 _GAMMA = (1 + LATENCY_ERROR) / (1 - LATENCY_ERROR)
 _LOG_GAMMA = math.log(_GAMMA)
+
+Bin = Annotated[int, Field(ge=0, le=2000)]
+"""Up to 2 * 10^17 microseconds: nobody waits longer."""
+Class = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class Histogram(Part):
@@ -23,7 +25,7 @@ class Histogram(Part):
     Source: Masson, Rim and Lee 2019, "DDSketch".
     """
 
-    bins: dict[int, Count] = {}
+    bins: dict[Bin, Count] = {}
 
     @staticmethod
     def bin_of(value_us: float) -> int:
@@ -84,17 +86,17 @@ class ScoreWindow(Document):
     version: Version
     manifest: Digest
     variant: str
-    start: int
+    start: UnixTime
     """Unix seconds."""
-    end: int
+    end: UnixTime
     requests: Count = 0
     errors: Count = 0
     drops: Count = 0
     """Refused for want of room in the queue."""
     latency: Histogram = Histogram()
-    predicted: dict[int, Count] = {}
+    predicted: dict[Class, Count] = {}
     """Class -> how often it was the answer."""
-    confidence: dict[int, Count] = {}
+    confidence: dict[Class, Count] = {}
     """Twentieths of the top score -> count."""
     labelled: Count = 0
     correct: Count = 0
@@ -111,9 +113,9 @@ class Health(Document):
     device: DeviceId
     boot: str
     seq: Annotated[int, Field(ge=1, le=2**53)]
-    at: int
+    at: UnixTime
     """Unix seconds."""
-    uptime_s: int
+    uptime_s: Count
     cpu_percent: float
     """Of the whole machine, 0 to 100."""
     load_1m: float

@@ -107,12 +107,14 @@ class FetchRequest(Document):
         """Return the frames asked for, ascending.
 
         Raises:
-            DecodeError: the bitmap is not base64.
+            DecodeError: the bitmap is not base64, or longer than a window.
         """
         try:
             bits = base64.b64decode(self.bitmap, validate=True)
         except ValueError as error:
             raise DecodeError(f"bitmap: expected base64, got {self.bitmap[:40]!r}") from error
+        if 8 * len(bits) > MAX_WINDOW_CHUNKS:
+            raise DecodeError(f"bitmap: expected {MAX_WINDOW_CHUNKS} bits, got {8 * len(bits)}")
         return [
             self.first + 8 * place + bit
             for place, byte in enumerate(bits)

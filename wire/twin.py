@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wire.codec import Document, Part
-from wire.ids import DeviceId, Digest, ModelName, ReleaseRef, RolloutId, Version
+from wire.ids import (
+    Count,
+    DeviceId,
+    Digest,
+    ModelName,
+    ReleaseRef,
+    RolloutId,
+    UnixTime,
+    Version,
+)
 from wire.transfer import Offer
 
 Revision = Annotated[int, Field(ge=0, le=2**53)]
@@ -124,16 +133,16 @@ class DeploymentReport(Part):
     """`fallback`: the device returned to an earlier release by itself, after a commit."""
     manifest: Digest
     phase: Phase
-    since: int
+    since: UnixTime
     """Unix seconds on the device's clock."""
     reason: Reason | None = None
     detail: Annotated[str, Field(max_length=500)] = ""
     variant: str | None = None
-    bytes_done: int = 0
-    bytes_total: int = 0
-    labelled_pairs: int = 0
-    worse: int = 0
-    better: int = 0
+    bytes_done: Count = 0
+    bytes_total: Count = 0
+    labelled_pairs: Count = 0
+    worse: Count = 0
+    better: Count = 0
 
 
 class Serving(Part):
@@ -145,7 +154,7 @@ class Serving(Part):
     variant: str
     runtime: str
     """Name and version, such as `onnxruntime 1.32.0`; empty while its engine is down."""
-    since: int
+    since: UnixTime
 
 
 class Capabilities(Part):
@@ -157,8 +166,8 @@ class Capabilities(Part):
     """Runtime name -> version."""
     unusable: dict[str, str] = {}
     """Runtime name -> why it is installed and does not work."""
-    memory_bytes: int = 0
-    cpus: int = 0
+    memory_bytes: Count = 0
+    cpus: Count = 0
 
 
 class Reported(Document):
@@ -191,5 +200,5 @@ class Status(Document):
     online: bool
     nonce: str
     """New with every start of an agent: two agents with one id show two nonces."""
-    since: int
+    since: UnixTime
     """When this agent started, unix seconds: of two with one id, the later one yields."""
