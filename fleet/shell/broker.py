@@ -32,6 +32,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from pydantic import BaseModel, ValidationError
 
 from fleet.core.access import MESSAGE_BYTES, QUEUE_BYTES, ROLES, Role, mosquitto_acl, nats_users
+from fleet.core.errors import FleetError
 
 BrokerKind = Literal["nats", "mosquitto"]
 
@@ -46,14 +47,8 @@ _HOST = "127.0.0.1"
 _log = logging.getLogger(__name__)
 
 
-class BrokerError(Exception):
+class BrokerError(FleetError):
     """The broker does not start; says why, and what to do."""
-
-    def __init__(self, error: str, next_step: str) -> None:
-        """Keep what is wrong and the next command to try."""
-        super().__init__(error)
-        self.error = error
-        self.next_step = next_step
 
 
 class _Settings(BaseModel):

@@ -1,0 +1,177 @@
+"""`fleet model`: push releases and look at them."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from fleet.cli import views
+from fleet.cli.group import Group
+from fleet.cli.render import answer, console
+from fleet.cli.session import USAGE, Session, common
+from fleet.core.errors import FleetError
+from fleet.core.views import ReleaseView
+from wire.ids import ReleaseRef
+
+if TYPE_CHECKING:
+    from fleet.shell.client import ControllerClient
+    from fleet.workshop.inspect import ReleaseDraft
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group(cls=Group)
+def model() -> None:
+    """Releases: push, list, show."""
+
+
+@model.command()
+@click.argument(
+    "paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path)
+)
+@click.option("--name", help="Model name; else that of the file or directory.")
+@click.option("--version", type=click.IntRange(1), help="Else the next free one.")
+@click.option("--labels", type=_FILE, help="One label a line.")
+@click.option("--golden", type=_FILE, help="NumPy .npz with inputs and the expected outputs.")
+@click.option("--task", type=click.Choice(["classification", "tensor"]), help="What outputs mean.")
+@click.option("--description", default="", help="For people.")
+@common
+@click.pass_obj
+def push(
+    session: Session,
+    *,
+    paths: tuple[Path, ...],
+    name: str | None,
+    version: int | None,
+    labels: Path | None,
+    golden: Path | None,
+    task: str | None,
+    description: str,
+) -> None:
+    """Push a release: one or more .onnx and .tflite files, or one release directory.
+
+    Several files are variants of one release; a device takes the first it can run. Inputs,
+    outputs, types, quantization and operator versions are read from the files.
+    """
+    from fleet.workshop.errors import ArtifactError
+    from fleet.workshop.inspect import compose_release
+
+    try:
+        draft = compose_release(
+            list(paths),
+            name=name,
+            version=version,
+            labels=labels,
+            golden=golden,
+            task=task,
+            description=description,
+        )
+    except ArtifactError as error:
+        raise FleetError(str(error), "fleet model push --help") from error
+    with session.client() as client:
+        draft, known = _numbered(client, draft)
+        if known is None:
+            _upload(session, client, draft)
+        release, new = client.add_release(draft.manifest)
+    answer(session, release, views.release_pushed(release, new=new))
+    session.say(f"next: fleet rollout start {release.model}@{release.version}")
+
+
+def _numbered(
+    client: "ControllerClient", draft: "ReleaseDraft"
+) -> tuple["ReleaseDraft", ReleaseView | None]:
+    """Return the draft with its version, and the release it repeats byte for byte, if any."""
+    model = draft.manifest.model
+    if draft.version_given:
+        return draft, None
+    for latest in client.releases(model)[:1]:
+        same = draft.with_version(latest.version)
+        if same.manifest.digest == latest.digest:
+            return same, latest
+    return draft.with_version(client.next_version(model)), None
+
+
+def _upload(session: Session, client: "ControllerClient", draft: "ReleaseDraft") -> None:
+    """Send the files that the controller does not have."""
+    missing = {digest: path for digest, path in draft.files.items() if not client.has_blob(digest)}
+    with _bar(session, missing) as bar:
+        for digest, path in missing.items():
+            client.upload(digest, path, bar.advance)
+            bar.finished(path)
+
+
+class _Progress(Protocol):
+    def advance(self, size_bytes: int) -> None: ...
+    def finished(self, path: Path) -> None: ...
+
+
+class _Log:
+    """Progress without a terminal: a line a file."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def advance(self, size_bytes: int) -> None:
+        pass
+
+    def finished(self, path: Path) -> None:
+        self._session.say(f"sent {path.name}, {views.size(path.stat().st_size)}")
+
+
+@contextmanager
+def _bar(session: Session, files: dict[str, Path]) -> Iterator[_Progress]:
+    screen = console(session, error=True)
+    if session.json or not screen.is_terminal:
+        yield _Log(session)
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("pushing"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=screen, transient=True) as progress:
+        task = progress.add_task("", total=sum(path.stat().st_size for path in files.values()))
+
+        class Bar(_Log):
+            def advance(self, size_bytes: int) -> None:
+                progress.advance(task, size_bytes)
+
+            def finished(self, path: Path) -> None:
+                progress.console.print(f"sent {path.name}")
+
+        yield Bar(session)
+
+
+@model.command("list")
+@click.argument("name", required=False)
+@common
+@click.pass_obj
+def list_releases(session: Session, name: str | None) -> None:
+    """List releases, of all models or of one."""
+    with session.client() as client:
+        releases = client.releases(name)
+    answer(session, releases, views.release_list(releases, time.time()))
+
+
+@model.command()
+@click.argument("release", metavar="NAME[@VERSION]")
+@common
+@click.pass_obj
+def show(session: Session, release: str) -> None:
+    """Show one release, the newest one without @VERSION."""
+    with session.client() as client:
+        ref = _resolve(client, release)
+        view = client.release(ref.model, ref.version)
+    answer(session, view, views.release_show(view, time.time()))
+
+
+def _resolve(client: "ControllerClient", text: str) -> ReleaseRef:
+    if "@" in text:
+        try:
+            return ReleaseRef.parse(text)
+        except ValueError as error:
+            raise FleetError(f"release: {error}", "fleet model list", USAGE) from error
+    for newest in client.releases(text)[:1]:
+        return ReleaseRef(newest.model, newest.version)
+    raise FleetError(f"release: no model is called {text!r}", "fleet model list")

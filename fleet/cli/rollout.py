@@ -1,0 +1,222 @@
+"""`fleet rollout`: bring a release to devices, watch it, call it off."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import click
+
+from fleet.cli import views
+from fleet.cli.group import Group
+from fleet.cli.render import answer, console
+from fleet.cli.session import DONE, FAILED, STILL_GOING, Session, common, duration
+from fleet.core.views import RolloutRequest, RolloutStatus, RolloutView
+from wire.twin import Probation
+
+if TYPE_CHECKING:
+    from fleet.shell.client import ControllerClient
+
+_POLL_S = 0.5
+_PATIENCE_S = 30.0
+"""How long a watch bears a controller that is being restarted."""
+
+
+@click.group(cls=Group)
+def rollout() -> None:
+    """Rollouts: start, status, list, abort."""
+
+
+@rollout.command()
+@click.argument("release", metavar="NAME@VERSION")
+@click.option("--to", default="all", show_default=True, help="`all`, or `site=berlin and arch=x`.")
+@click.option(
+    "--waves",
+    default="100%",
+    show_default=True,
+    help="Cumulative shares, counts or percentages: 1,25%,100%.",
+)
+@click.option("--probation-pairs", type=click.IntRange(0), help="Labelled inputs to judge by.")
+@click.option(
+    "--probation-margin",
+    type=click.FloatRange(0, 100),
+    metavar="PP",
+    help="How much worse is acceptable, in percentage points of accuracy.",
+)
+@click.option("--probation-deadline", type=duration, help="When to decide at the latest.")
+@click.option(
+    "--at-deadline", type=click.Choice(["refuse", "commit"]), help="What to decide by then."
+)
+@click.option("--no-probation", is_flag=True, help="Commit as soon as the model works.")
+@click.option("--watch", is_flag=True, help="Stay until it is over.")
+@click.option("--timeout", type=duration, help="Stop watching after this long; exit 3.")
+@common
+@click.pass_obj
+def start(
+    session: Session,
+    *,
+    release: str,
+    to: str,
+    waves: str,
+    probation_pairs: int | None,
+    probation_margin: float | None,
+    probation_deadline: int | None,
+    at_deadline: Literal["refuse", "commit"] | None,
+    no_probation: bool,
+    watch: bool,
+    timeout: int | None,
+) -> int:
+    """Bring a release to devices, wave by wave."""
+    if no_probation and probation_pairs:
+        raise click.UsageError("--no-probation and --probation-pairs exclude each other")
+    if timeout and not watch:
+        raise click.UsageError("--timeout goes with --watch")
+    chosen = {
+        "labelled_pairs": 0 if no_probation else probation_pairs,
+        "margin_bp": None if probation_margin is None else round(100 * probation_margin),
+        "deadline_s": probation_deadline,
+        "at_deadline": at_deadline,
+    }
+    request = RolloutRequest(
+        release=release,
+        to=to,
+        waves=tuple(share.strip() for share in waves.split(",")),
+        probation=Probation.model_validate(
+            {name: value for name, value in chosen.items() if value is not None}
+        ),
+    )
+    with session.client() as client:
+        view = client.start_rollout(request)
+        if watch:
+            return _watched(session, client, view, timeout)
+    answer(session, view, [view.id, *views.rollout_status(view)])
+    session.say(f"next: fleet rollout status {view.id} --watch")
+    return DONE
+
+
+@rollout.command()
+@click.argument("id", required=False)
+@click.option("--watch", is_flag=True, help="Stay until it is over.")
+@click.option("--timeout", type=duration, help="Stop watching after this long; exit 3.")
+@common
+@click.pass_obj
+def status(session: Session, id: str | None, watch: bool, timeout: int | None) -> int:
+    """Show how far a rollout is, the latest one without ID."""
+    if timeout and not watch:
+        raise click.UsageError("--timeout goes with --watch")
+    with session.client() as client:
+        if id is None:
+            newest = client.rollouts()[:1]
+            if not newest:
+                answer(session, [], ["no rollouts"])
+                session.say("next: fleet rollout start NAME@VERSION")
+                return DONE
+            id = newest[0].id
+        view = client.rollout(id)
+        if watch:
+            return _watched(session, client, view, timeout)
+    answer(session, view, views.rollout_status(view))
+    return DONE
+
+
+@rollout.command("list")
+@common
+@click.pass_obj
+def list_rollouts(session: Session) -> None:
+    """List all rollouts, the newest first."""
+    with session.client() as client:
+        rollouts = client.rollouts()
+    answer(session, rollouts, views.rollout_list(rollouts, time.time()))
+
+
+@rollout.command()
+@click.argument("id")
+@click.option("--reason", default="called off by an operator", show_default=True)
+@common
+@click.pass_obj
+def abort(session: Session, id: str, reason: str) -> None:
+    """Call a rollout off; devices return to what they ran before."""
+    with session.client() as client:
+        view = client.abort_rollout(id, reason)
+    answer(session, view, views.rollout_status(view))
+    session.say(f"next: fleet rollout status {view.id} --watch")
+
+
+def _watched(
+    session: Session, client: "ControllerClient", view: RolloutView, timeout: int | None
+) -> int:
+    """Watch a rollout to its end, print where it stands then, and return the exit code."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with _screen(session) as screen:
+        screen.show(view)
+        while not view.status.final and (deadline is None or time.monotonic() < deadline):
+            time.sleep(_POLL_S)
+            view = _patiently(session, client, view.id)
+            screen.show(view)
+    answer(session, view, views.rollout_status(view))
+    if view.status is RolloutStatus.COMPLETED:
+        return DONE
+    session.say(f"next: fleet rollout status {view.id}")
+    return FAILED if view.status.final else STILL_GOING
+
+
+def _patiently(session: Session, client: "ControllerClient", id: str) -> RolloutView:
+    """Return the rollout, bearing a controller that is away for a moment."""
+    from fleet.shell.client import UnreachableError
+
+    patience = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return client.rollout(id)
+        except UnreachableError as error:
+            if time.monotonic() > patience:
+                raise
+            session.say(f"{error}; trying again")
+            time.sleep(2.0)
+
+
+class _Screen(Protocol):
+    def show(self, view: RolloutView) -> None: ...
+
+
+class _Silence:
+    def show(self, view: RolloutView) -> None:
+        pass
+
+
+class _Log:
+    """Without a terminal: a line whenever something changed."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._last = ""
+
+    def show(self, view: RolloutView) -> None:
+        line = f"{view.id} {views.rollout_line(view)}"
+        if line != self._last:
+            self._session.say(line)
+            self._last = line
+
+
+@contextmanager
+def _screen(session: Session) -> Iterator[_Screen]:
+    if session.json:
+        yield _Silence()
+        return
+    screen = console(session, error=True)
+    if not screen.is_terminal:
+        yield _Log(session)
+        return
+    from rich.console import Group as Stack
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+
+    with Live(console=screen, transient=True, auto_refresh=False) as live:
+
+        class Board:
+            def show(self, view: RolloutView) -> None:
+                done, total = views.rollout_progress(view)
+                text = screen.render_str("\n".join(views.rollout_status(view)))
+                live.update(Stack(ProgressBar(total, done, width=40), text), refresh=True)
+
+        yield Board()

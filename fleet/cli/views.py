@@ -1,0 +1,455 @@
+"""Views to lines of text. Pure: the same values, the same `now`, the same screen."""
+
+from collections.abc import Iterable, Sequence
+
+from fleet.core.views import (
+    CommandView,
+    DeviceView,
+    EventView,
+    HealthView,
+    ReleaseView,
+    RolloutDeviceView,
+    RolloutStatus,
+    RolloutView,
+    ScoreView,
+    WaveView,
+)
+from wire.manifest import Manifest, TensorSpec
+from wire.twin import DeploymentReport, Phase, Serving
+
+Lines = list[str]
+
+MAX_DEVICE_LINES = 12
+NOTHING = "-"
+
+_BAD = (Phase.FAILED, Phase.REJECTED, Phase.ROLLED_BACK, Phase.TIMED_OUT)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
+    """Return aligned columns; a header that begins with `>` is aligned to the right."""
+    names = [header.lstrip(">") for header in headers]
+    cells = [names, *(list(row) for row in rows)]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(names))]
+    return [
+        "  ".join(
+            cell.rjust(width) if header.startswith(">") else cell.ljust(width)
+            for cell, width, header in zip(row, widths, headers, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+
+
+# Releases
+
+
+def release_list(releases: Sequence[ReleaseView], now: float) -> Lines:
+    """Return `fleet model list`."""
+    if not releases:
+        return ["no releases"]
+    return table(
+        ("RELEASE", "VARIANTS", ">SIZE", "METRICS", "PUSHED", "DESCRIPTION"),
+        [
+            (
+                f"{each.model}@{each.version}",
+                ", ".join(variant.name for variant in each.variants),
+                size(sum(variant.size_bytes for variant in each.variants)),
+                _metrics(each.metrics) or NOTHING,
+                ago(now - each.pushed_at),
+                _first_line(each.description),
+            )
+            for each in releases
+        ],
+    )
+
+
+def release_pushed(release: ReleaseView, *, new: bool) -> Lines:
+    """Return `fleet model push`."""
+    what = "pushed" if new else "already there"
+    total = size(sum(variant.size_bytes for variant in release.variants))
+    names = ", ".join(variant.name for variant in release.variants)
+    return [f"{release.model}@{release.version} {what}: {names}, {total}, {release.digest}"]
+
+
+def release_show(release: ReleaseView, now: float) -> Lines:
+    """Return `fleet model show`."""
+    facts = [
+        ("digest", release.digest),
+        ("about", release.description),
+        ("parent", release.parent or ""),
+        ("pushed", ago(now - release.pushed_at)),
+        ("metrics", _metrics(release.metrics)),
+    ]
+    lines = [f"{release.model}@{release.version}", *_facts(facts)]
+    return lines + (_manifest_lines(release.manifest) if release.manifest else [])
+
+
+def _manifest_lines(manifest: Manifest) -> Lines:
+    task = manifest.task
+    what = f"{task.kind}, {task.scores_are} in {task.scores}" if task.scores else task.kind
+    facts = [("task", what)]
+    facts += [("input", _tensor(tensor)) for tensor in manifest.inputs]
+    facts += [("output", _tensor(tensor)) for tensor in manifest.outputs]
+    shared = [("labels", manifest.labels), ("golden", manifest.golden)]
+    shared += [("file", file) for file in manifest.files]
+    facts += [
+        (name, f"{file.name}, {size(file.size_bytes)}") for name, file in shared if file is not None
+    ]
+    variants = table(
+        ("VARIANT", "FORMAT", ">SIZE", "REQUIRES", "ARTIFACT"),
+        [
+            (
+                variant.name,
+                variant.format,
+                size(variant.artifact.size_bytes),
+                _requires(manifest, variant.name),
+                variant.artifact.digest,
+            )
+            for variant in manifest.variants
+        ],
+    )
+    return _facts(facts) + [f"  {line}" for line in variants]
+
+
+def _requires(manifest: Manifest, name: str) -> str:
+    needs = manifest.variant(name).requires
+    words = [f"{domain or 'ai.onnx'} {v}" for domain, v in sorted(needs.onnx_opsets.items())]
+    if needs.tflite_operators:
+        words.append(f"{len(needs.tflite_operators)} operators")
+    words += needs.custom_operators
+    words += needs.architectures
+    return ", ".join(words) or NOTHING
+
+
+def _tensor(tensor: TensorSpec) -> str:
+    shape = ", ".join("?" if extent < 0 else str(extent) for extent in tensor.shape)
+    return f"{tensor.name}: {tensor.datatype} ({shape})"
+
+
+# Devices
+
+
+def device_list(devices: Sequence[DeviceView], now: float) -> Lines:
+    """Return `fleet device list`."""
+    if not devices:
+        return ["no devices"]
+    return table(
+        ("DEVICE", "STATUS", "SERVING", "DEPLOYMENT", "LABELS"),
+        [
+            (
+                each.id,
+                _presence(each, now),
+                ", ".join(_release(serving) for serving in each.serving) or NOTHING,
+                ", ".join(deployment(report) for report in each.deployments) or NOTHING,
+                " ".join(f"{key}={value}" for key, value in sorted(each.labels.items())),
+            )
+            for each in devices
+        ],
+    )
+
+
+def device_show(device: DeviceView, now: float) -> Lines:
+    """Return `fleet device show`."""
+    can = device.capabilities
+    behind = device.desired_revision - device.reported_revision
+    facts = [
+        ("agent", device.agent),
+        ("machine", _machine(device)),
+        ("labels", " ".join(f"{key}={value}" for key, value in sorted(device.labels.items()))),
+        *(("runtime", f"{name} {version}") for name, version in sorted(can.runtimes.items())),
+        *(("unusable", f"{name}: {why}") for name, why in sorted(can.unusable.items())),
+        ("orders", f"revision {device.desired_revision}, {behind} not taken up" if behind else ""),
+        *(("serving", _serving(serving, device.scores)) for serving in device.serving),
+        *(("deployment", deployment(report)) for report in device.deployments),
+        *(("why", report.detail) for report in device.deployments if report.detail),
+        ("health", _health(device)),
+        *(("api", address) for address in device.api),
+        *(("refused", text) for text in device.refusals),
+    ]
+    return [f"{device.id}  {_presence(device, now)}", *_facts(facts)]
+
+
+def deployment(report: DeploymentReport) -> str:
+    """Return one deployment in a few words: `detector@8 fetching 42%`."""
+    words = f"{report.model}@{report.version} {_phase(report.phase)}"
+    if report.reason is not None:
+        return f"{words}: {report.reason}"
+    return words + _progress(
+        report.phase, report.bytes_done, report.bytes_total, report.labelled_pairs
+    )
+
+
+def command_result(command: CommandView) -> Lines:
+    """Return `fleet device cmd`."""
+    detail = f": {command.detail}" if command.detail else ""
+    return [f"{command.device} {command.verb}: {command.outcome}{detail}"]
+
+
+def _machine(device: DeviceView) -> str:
+    can = device.capabilities
+    words = [can.architecture, f"{can.cpus} cpus" if can.cpus else ""]
+    words += [size(can.memory_bytes) if can.memory_bytes else ""]
+    words += [f"python {can.python}" if can.python else ""]
+    return ", ".join(word for word in words if word)
+
+
+def _health(device: DeviceView) -> str:
+    gauges = _Gauges(device)
+    if device.health is None:
+        return ""
+    words = [f"cpu {gauges.cpu}", f"memory {gauges.memory}", f"disk free {gauges.disk_free}"]
+    if gauges.temperature is not None:
+        words.append(f"{gauges.temperature:.0f} °C")
+    return ", ".join(words)
+
+
+class _Gauges:
+    """The latest health report of a device, in words."""
+
+    def __init__(self, device: DeviceView) -> None:
+        health = device.health or {}
+        agent, engine = health.get("agent_cpu_percent"), health.get("engine_cpu_percent", 0.0)
+        self.cpu = NOTHING if agent is None else f"{agent + engine:.0f}%"
+        rss = health.get("agent_rss_bytes")
+        self.memory = NOTHING if rss is None else size(rss + health.get("engine_rss_bytes", 0))
+        self.disk_free = size(health.get("disk_free_bytes", 0))
+        self.temperature = health.get("temperature_c")
+
+
+def _presence(device: DeviceView, now: float) -> str:
+    if device.clash:
+        return "clash: two agents"
+    return "online" if device.online else f"offline, seen {ago(now - device.last_seen)}"
+
+
+def _release(serving: Serving) -> str:
+    down = "" if serving.runtime else " (engine down)"
+    return f"{serving.model}@{serving.version} {serving.variant}{down}"
+
+
+def _serving(serving: Serving, scores: Sequence[ScoreView]) -> str:
+    score = _score_of(serving, scores)
+    words = [f"{_release(serving)} on {serving.runtime}" if serving.runtime else _release(serving)]
+    if score is not None:
+        words += [f"{score.requests} requests", f"p95 {_ms(score.p95_ms)}", accuracy(score)]
+    return ", ".join(words)
+
+
+def _score_of(serving: Serving, scores: Sequence[ScoreView]) -> ScoreView | None:
+    for score in scores:
+        if (score.manifest, score.variant) == (serving.manifest, serving.variant):
+            return score
+    return None
+
+
+def accuracy(score: ScoreView) -> str:
+    """Return labelled accuracy with its interval: `98.3% (97.1-99.0)`."""
+    if score.accuracy is None:
+        return "no labels"
+    words = f"{100 * score.accuracy:.1f}%"
+    if score.accuracy_low is None or score.accuracy_high is None:
+        return words
+    return f"{words} ({100 * score.accuracy_low:.1f}-{100 * score.accuracy_high:.1f})"
+
+
+def top(
+    health: HealthView, devices: Sequence[DeviceView], rollouts: Sequence[RolloutView]
+) -> Lines:
+    """Return `fleet top`: each device and what its champion does, then what is under way."""
+    broker = "connected" if health.broker_connected else "NOT connected"
+    lines = [f"{health.devices_online} of {health.devices} devices online, broker {broker}", ""]
+    rows: list[tuple[str, ...]] = []
+    for device in devices:
+        status = "clash" if device.clash else "online" if device.online else "offline"
+        gauges = _Gauges(device)
+        by_model = {report.model: deployment(report) for report in device.deployments}
+        for serving in device.serving:
+            score = _score_of(serving, device.scores)
+            rows.append(
+                (
+                    device.id,
+                    status,
+                    _release(serving),
+                    by_model.pop(serving.model, NOTHING),
+                    str(score.requests) if score else "0",
+                    _ms(score.p95_ms if score else None),
+                    accuracy(score) if score else "no labels",
+                    gauges.cpu,
+                    gauges.memory,
+                )
+            )
+        for text in by_model.values() or ([] if device.serving else [NOTHING]):
+            empty = (NOTHING, NOTHING, NOTHING)
+            rows.append((device.id, status, NOTHING, text, *empty, gauges.cpu, gauges.memory))
+    headers = ("DEVICE", "STATUS", "SERVING", "DEPLOYMENT", ">REQUESTS", ">P95", "ACCURACY")
+    lines += table((*headers, ">CPU", ">MEMORY"), rows) if rows else ["no devices"]
+    for rollout in rollouts:
+        if not rollout.status.final:
+            lines += ["", f"{rollout.id}  {rollout_line(rollout)}"]
+    return lines
+
+
+# Rollouts
+
+
+def rollout_list(rollouts: Sequence[RolloutView], now: float) -> Lines:
+    """Return `fleet rollout list`."""
+    if not rollouts:
+        return ["no rollouts"]
+    return table(
+        ("ROLLOUT", "RELEASE", "TO", "STATUS", "STARTED", "BECAUSE"),
+        [
+            (
+                each.id,
+                each.release,
+                each.to,
+                spaced(each.status),
+                ago(now - each.started_at),
+                each.because,
+            )
+            for each in rollouts
+        ],
+    )
+
+
+def rollout_status(rollout: RolloutView) -> Lines:
+    """Return `fleet rollout status`: the waves, the latest decision, and who is not well."""
+    head = f"{rollout.release} -> {rollout.to}"
+    lines = [f"{head:<34} {_stand(rollout)}"]
+    lines += _waves(rollout.waves)
+    lines.append(f"{spaced(rollout.status)}: {rollout.because}")
+    return lines + _devices(rollout.devices)
+
+
+def rollout_line(rollout: RolloutView) -> str:
+    """Return where a rollout stands, in one line for a log."""
+    counts: dict[str, int] = {}
+    for wave in rollout.waves:
+        for phase, count in wave.counts.items():
+            counts[phase] = counts.get(phase, 0) + count
+    return f"{rollout.release} {_stand(rollout)}: {_counts(counts, ', ')}"
+
+
+def rollout_progress(rollout: RolloutView) -> tuple[int, int]:
+    """Return how many of its devices are through, and how many there are."""
+    total = done = 0
+    for wave in rollout.waves:
+        total += wave.devices
+        done += sum(wave.counts.get(phase, 0) for phase in Phase if phase.final)
+    return done, total
+
+
+def _stand(rollout: RolloutView) -> str:
+    status = spaced(rollout.status)
+    if rollout.status is not RolloutStatus.RUNNING:
+        return status
+    opened = [wave.number for wave in rollout.waves if wave.open]
+    return f"wave {max(opened, default=1)} of {len(rollout.waves)}, {status}"
+
+
+def _waves(waves: Sequence[WaveView]) -> Lines:
+    shares = max((len(wave.share) for wave in waves), default=0)
+    return [
+        f"  wave {wave.number}  {wave.share:>{shares}}  {_counts(wave.counts, '  ')}".rstrip()
+        for wave in waves
+    ]
+
+
+def _counts(counts: dict[str, int], between: str) -> str:
+    words = [f"{count} {spaced(phase)}" for phase, count in sorted(counts.items(), key=_by_phase)]
+    return between.join(word for word in words if not word.startswith("0 ")) or "no devices"
+
+
+_ORDER = [Phase.COMMITTED, *(phase for phase in Phase if phase is not Phase.COMMITTED)]
+
+
+def _by_phase(item: tuple[str, int]) -> int:
+    return _ORDER.index(Phase(item[0])) if item[0] in list(Phase) else len(_ORDER)
+
+
+def _devices(devices: Sequence[RolloutDeviceView]) -> Lines:
+    """Return those that ended badly and those under way; the well and the waiting are counted."""
+    bad = [each for each in devices if each.phase in _BAD]
+    busy = [each for each in devices if each.phase is not None and not each.phase.final]
+    told = [*bad, *busy]
+    rows = [(each.id, _rollout_device(each)) for each in told[:MAX_DEVICE_LINES]]
+    width = max((len(id) for id, _ in rows), default=0)
+    lines = [f"  {id:<{width}}  {text}" for id, text in rows]
+    more = len(told) - len(rows)
+    return lines + ([f"  and {more} more: --json shows all"] if more else [])
+
+
+def _rollout_device(device: RolloutDeviceView) -> str:
+    assert device.phase is not None
+    words = _phase(device.phase)
+    if device.reason is not None:
+        words += f"  {device.reason}" + (f": {device.detail}" if device.detail else "")
+    else:
+        words += _progress(
+            device.phase, device.bytes_done, device.bytes_total, device.labelled_pairs
+        )
+    return words if device.online else f"{words}  (offline)"
+
+
+def _progress(phase: Phase, done: int, total: int, pairs: int) -> str:
+    if phase is Phase.FETCHING and total:
+        return f" {100 * done // total}%"
+    if phase is Phase.PROBATION:
+        return f" {pairs} pairs"
+    return ""
+
+
+def event_list(events: Sequence[EventView], now: float) -> Lines:
+    """Return `fleet events`."""
+    if not events:
+        return ["nothing happened yet"]
+    return table(
+        ("WHEN", "KIND", "SUBJECT", "WHAT"),
+        [(ago(now - each.at), each.kind, each.subject or NOTHING, each.text) for each in events],
+    )
+
+
+# Words
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago: `3 s ago`, `14 min ago`, `5 h ago`, `2 d ago`."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit} ago"
+    return f"{max(0, int(seconds))} s ago"
+
+
+def size(bytes_: float) -> str:
+    """Return a size in binary units: `161.2 KiB`."""
+    amount = float(bytes_)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def spaced(word: str) -> str:
+    """Return `rolled_back` as `rolled back`."""
+    return word.replace("_", " ")
+
+
+def _phase(phase: Phase) -> str:
+    return spaced(phase.value)
+
+
+def _ms(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    return " ".join(f"{name}={value:.4g}" for name, value in sorted(metrics.items()))
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> Lines:
+    return [f"  {name:<11} {text}" for name, text in facts if text]
+
+
+def _first_line(text: str) -> str:
+    line = text.partition("\n")[0]
+    return line if len(line) <= 60 else line[:57] + "..."

@@ -1,0 +1,382 @@
+"""The controller's HTTP API: routes to the port's methods and views to JSON, nothing else.
+
+Every refusal is an `ErrorView`. Only loopback names are answered and no page of another origin,
+since a browser on this machine can be led here by any web site.
+"""
+
+import errno
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from pydantic import Field, ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fleet.core.errors import FleetError
+from fleet.core.port import ControllerPort
+from fleet.core.views import ErrorView, Refusal, RolloutRequest, View
+from wire.codec import first_error
+from wire.manifest import Manifest
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+"""Of a JSON request; files are streamed and have no such limit."""
+MAX_EVENTS = 1000
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+_START_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 10.0
+_log = logging.getLogger(__name__)
+
+
+class ReleaseRequest(View):
+    """What `POST /v1/releases` takes."""
+
+    manifest: Manifest
+
+
+class AbortRequest(View):
+    """What `POST /v1/rollouts/{id}/abort` takes."""
+
+    reason: str = Field(default="called off by an operator", max_length=500)
+
+
+class CommandRequest(View):
+    """What `POST /v1/devices/{id}/commands` takes."""
+
+    verb: str
+
+
+class NextVersionView(View):
+    """The version that the next release of a model would have."""
+
+    version: int
+
+
+class BlobView(View):
+    """A file that is kept."""
+
+    digest: str
+    size_bytes: int
+
+
+def build_app(port: ControllerPort) -> ASGIApp:
+    """Return the API of the controller behind `port`."""
+    handlers = _Handlers(port)
+    app = Starlette(
+        routes=handlers.routes(),
+        exception_handlers={
+            Refusal: _refused,
+            HTTPException: _no_such_address,
+            ValidationError: _invalid,
+        },
+    )
+    return _Guard(app)
+
+
+class _Handlers:
+    """One method a route. Plain ones run in a thread each, since the port may wait for a disk."""
+
+    def __init__(self, port: ControllerPort) -> None:
+        self._port = port
+
+    def routes(self) -> list[Route]:
+        device, rollout = "/v1/devices/{id}", "/v1/rollouts/{id}"
+        return [
+            Route("/v1/health", self.health),
+            Route("/v1/blobs/{digest}", self.has_blob, methods=["HEAD"]),
+            Route("/v1/blobs/{digest}", self.put_blob, methods=["PUT"]),
+            Route("/v1/releases", self.releases),
+            Route("/v1/releases", self.add_release, methods=["POST"]),
+            Route("/v1/releases/{model}/{version:int}", self.release),
+            Route("/v1/models/{model}/next-version", self.next_version),
+            Route("/v1/devices", self.devices),
+            Route(device, self.device),
+            Route(f"{device}/config", self.device_config),
+            Route(f"{device}/commands", self.send_command, methods=["POST"]),
+            Route(f"{device}/commands/{{command}}", self.command),
+            Route("/v1/rollouts", self.rollouts),
+            Route("/v1/rollouts", self.start_rollout, methods=["POST"]),
+            Route(rollout, self.rollout),
+            Route(f"{rollout}/abort", self.abort_rollout, methods=["POST"]),
+            Route("/v1/events", self.events),
+        ]
+
+    def health(self, request: Request) -> Response:
+        return _json(self._port.health())
+
+    def has_blob(self, request: Request) -> Response:
+        kept = self._port.has_blob(request.path_params["digest"])
+        return Response(status_code=200 if kept else 404)
+
+    async def put_blob(self, request: Request) -> Response:
+        digest = request.path_params["digest"]
+        writer = await run_in_threadpool(self._port.open_blob, digest)
+        stream = request.stream()
+        try:
+            async for data in stream:
+                await run_in_threadpool(writer.write, data)
+            size_bytes = await run_in_threadpool(writer.finish)
+        except OSError:
+            # A client that is still sending would not hear what is wrong.
+            async for _ in stream:
+                pass
+            raise
+        finally:
+            await run_in_threadpool(writer.abort)
+        return _json(BlobView(digest=digest, size_bytes=size_bytes), 201)
+
+    def releases(self, request: Request) -> Response:
+        return _json_list(self._port.releases(request.query_params.get("model")))
+
+    async def add_release(self, request: Request) -> Response:
+        wanted = ReleaseRequest.model_validate(await _body(request))
+        view, new = await run_in_threadpool(self._port.add_release, wanted.manifest)
+        return _json(view, 201 if new else 200)
+
+    def release(self, request: Request) -> Response:
+        params = request.path_params
+        return _json(self._port.release(params["model"], params["version"]))
+
+    def next_version(self, request: Request) -> Response:
+        version = self._port.next_version(request.path_params["model"])
+        return _json(NextVersionView(version=version))
+
+    def devices(self, request: Request) -> Response:
+        return _json_list(self._port.devices())
+
+    def device(self, request: Request) -> Response:
+        return _json(self._port.device(request.path_params["id"]))
+
+    def device_config(self, request: Request) -> Response:
+        return PlainTextResponse(self._port.device_config(request.path_params["id"]))
+
+    async def send_command(self, request: Request) -> Response:
+        wanted = CommandRequest.model_validate(await _body(request))
+        device = request.path_params["id"]
+        return _json(await run_in_threadpool(self._port.send_command, device, wanted.verb), 201)
+
+    def command(self, request: Request) -> Response:
+        params = request.path_params
+        return _json(self._port.command(params["id"], params["command"]))
+
+    def rollouts(self, request: Request) -> Response:
+        return _json_list(self._port.rollouts())
+
+    async def start_rollout(self, request: Request) -> Response:
+        wanted = RolloutRequest.model_validate(await _body(request))
+        return _json(await run_in_threadpool(self._port.start_rollout, wanted), 201)
+
+    def rollout(self, request: Request) -> Response:
+        return _json(self._port.rollout(request.path_params["id"]))
+
+    async def abort_rollout(self, request: Request) -> Response:
+        wanted = AbortRequest.model_validate(await _body(request))
+        id = request.path_params["id"]
+        return _json(await run_in_threadpool(self._port.abort_rollout, id, wanted.reason))
+
+    def events(self, request: Request) -> Response:
+        text = request.query_params.get("limit", "50")
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_EVENTS:
+            raise Refusal(422, f"limit: expected 1 to {MAX_EVENTS}, got {text[:40]!r}")
+        return _json_list(self._port.events(int(text)))
+
+
+class _Guard:
+    """The gate: turns strangers away, and turns what nobody caught into one line."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope)
+        stranger = _stranger(request)
+        if stranger is not None:
+            await stranger(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except ClientDisconnect:
+            _log.info("api: %s %s: the client left midway", request.method, request.url.path)
+        except OSError as error:
+            await _cannot_keep(request, error)(scope, receive, send)
+        except Exception as error:
+            _log.exception("api: %s %s failed", request.method, request.url.path)
+            answer = _error(
+                500,
+                f"{request.method} {request.url.path}: the controller failed with"
+                f" {type(error).__name__}",
+                "look into the log of the controller (fleet serve)",
+            )
+            await answer(scope, receive, send)
+
+
+def _stranger(request: Request) -> Response | None:
+    """Return the refusal of a request that some web page may have sent, or None."""
+    host = request.headers.get("host", "")
+    if _host_name(host) not in LOOPBACK:
+        return _error(
+            421,
+            f"expected a request for 127.0.0.1 or localhost, got one for {host[:80]!r}",
+            "fleet --controller http://127.0.0.1:PORT",
+        )
+    origin = request.headers.get("origin")
+    if origin is not None and origin != f"http://{host}":
+        return _error(403, f"expected no request from a web page, got one of {origin[:80]!r}")
+    return None
+
+
+def _host_name(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _cannot_keep(request: Request, error: OSError) -> Response:
+    where = f"{request.method} {request.url.path}"
+    _log.error("api: %s: %s", where, error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _error(
+            507,
+            f"{where}: the controller's disk is full; nothing was kept",
+            "free some space in its data directory, then push again",
+        )
+    return _error(500, f"{where}: {error.strerror or error}", "look into the controller's log")
+
+
+async def _body(request: Request) -> Any:
+    """Return the JSON object in the body of `request`.
+
+    Raises:
+        Refusal: 413, too long; 422, not a JSON object.
+    """
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > MAX_BODY_BYTES:
+            raise Refusal(413, f"expected at most {MAX_BODY_BYTES} bytes of JSON, got more")
+    try:
+        value = json.loads(data) if data else {}
+    except (ValueError, RecursionError):
+        raise Refusal(422, f"expected JSON, got {bytes(data[:40])!r}") from None
+    if not isinstance(value, dict):
+        raise Refusal(422, f"expected a JSON object, got {str(value)[:40]!r}")
+    return value
+
+
+def _json(view: View, status: int = 200) -> Response:
+    return Response(view.model_dump_json(), status, media_type="application/json")
+
+
+def _json_list(views: Sequence[View]) -> Response:
+    text = ",".join(view.model_dump_json() for view in views)
+    return Response(f"[{text}]", media_type="application/json")
+
+
+def _error(status: int, error: str, next_step: str = "") -> Response:
+    return _json(ErrorView(error=error, next_step=next_step), status)
+
+
+def _refused(request: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, Refusal)
+    return _error(refusal.status, refusal.error, refusal.next_step)
+
+
+def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ValidationError)
+    return _error(422, f"{request.method} {request.url.path}: {first_error(error)}")
+
+
+def _no_such_address(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = "no such address" if error.status_code == 404 else error.detail
+    return _error(
+        error.status_code,
+        f"{what}: {request.method} {request.url.path[:200]}",
+        "docs/http.md lists the addresses",
+    )
+
+
+class ApiError(FleetError):
+    """The API does not start; says why, and what to do."""
+
+
+class RunningApi:
+    """An API that answers, in a thread of its own."""
+
+    def __init__(self, server: uvicorn.Server, listener: socket.socket) -> None:
+        """Run `server` on `listener` until `stop`."""
+        address = listener.getsockname()
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        self.url = f"http://{host}:{address[1]}"
+        self._server = server
+        self._thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [listener]}, name="api", daemon=True
+        )
+        self._thread.start()
+
+    def wait_until_it_answers(self) -> None:
+        """Return once requests are taken.
+
+        Raises:
+            ApiError: the server did not start.
+        """
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self._server.started:
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                raise ApiError(f"api: expected answers on {self.url}, got none", "fleet serve")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Answer what is under way, take nothing new, and return when that is done."""
+        self._server.should_exit = True
+        self._thread.join(_STOP_TIMEOUT_S)
+
+
+def serve(app: ASGIApp, host: str, port: int) -> RunningApi:
+    """Serve `app` on `host`, a loopback address, and `port` (0: any free one).
+
+    Raises:
+        ApiError: the port is taken, or the address is not one of this machine's loopback.
+    """
+    if host not in LOOPBACK:
+        raise ApiError(
+            f"api: expected a loopback address to listen on until access tokens exist, got {host}",
+            "fleet serve --listen 127.0.0.1:8700, and reach it through ssh -L",
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise ApiError(
+            f"api: cannot listen on {host}:{port}: {error.strerror or error}",
+            f"stop what listens there, or fleet serve --listen 127.0.0.1:{port + 1}",
+        ) from error
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=256,
+        # Longer than a person ponders between two commands of one client.
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=3,
+    )
+    running = RunningApi(uvicorn.Server(config), listener)
+    running.wait_until_it_answers()
+    return running

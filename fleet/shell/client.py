@@ -1,0 +1,210 @@
+"""Talks to the controller's HTTP API, in the words of `fleet.core.views`."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from fleet.core.errors import FleetError
+from fleet.core.views import (
+    CommandView,
+    DeviceView,
+    ErrorView,
+    EventView,
+    HealthView,
+    ReleaseView,
+    RolloutRequest,
+    RolloutView,
+)
+from wire.codec import encode, first_error
+from wire.manifest import Manifest
+
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 60.0
+_PIECE_BYTES = 256 * 1024
+_RETRY = "fleet serve"
+
+T = TypeVar("T")
+
+
+class ClientError(FleetError):
+    """The controller refused, or did not answer."""
+
+
+class UnreachableError(ClientError):
+    """The controller did not answer; it may come back."""
+
+
+class ControllerClient:
+    """The controller at `base_url`. Every method raises `ClientError` when it is refused."""
+
+    def __init__(self, base_url: str) -> None:
+        """Remember where the controller is; nothing is sent yet."""
+        self.base_url = base_url.rstrip("/")
+        try:
+            # Not through the environment's proxies: the controller is on this machine.
+            self._http = httpx.Client(
+                base_url=self.base_url,
+                timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+                trust_env=False,
+            )
+        except httpx.InvalidURL as error:
+            raise self._bad_url(str(error)) from error
+        if self._http.base_url.scheme not in ("http", "https"):
+            raise self._bad_url("no http:// in front")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def health(self) -> HealthView:
+        """Return whether the controller works."""
+        return self._get("/v1/health", HealthView)
+
+    def has_blob(self, digest: str) -> bool:
+        """Return whether the controller keeps this file."""
+        return self._send("HEAD", f"/v1/blobs/{digest}", accept=(404,)).status_code == 200
+
+    def upload(self, digest: str, path: Path, progress: Callable[[int], None]) -> None:
+        """Send the file at `path`, calling `progress` with the bytes of each piece sent."""
+        headers = {"content-length": str(path.stat().st_size)}
+        with path.open("rb") as file:
+
+            def pieces() -> Iterator[bytes]:
+                while piece := file.read(_PIECE_BYTES):
+                    yield piece
+                    progress(len(piece))
+
+            self._send("PUT", f"/v1/blobs/{digest}", content=pieces(), headers=headers)
+
+    def add_release(self, manifest: Manifest) -> tuple[ReleaseView, bool]:
+        """Keep a release; False with it when the very same was there already."""
+        # The digest is that of these bytes: they are passed on as they are.
+        answer = self._send(
+            "POST", "/v1/releases", content=b'{"manifest":' + encode(manifest) + b"}"
+        )
+        return self._read(answer, ReleaseView), answer.status_code == 201
+
+    def releases(self, model: str | None = None) -> list[ReleaseView]:
+        """Return all releases (of one model), newest version first."""
+        params = {} if model is None else {"model": model}
+        return self._get("/v1/releases", list[ReleaseView], params=params)
+
+    def release(self, model: str, version: int) -> ReleaseView:
+        """Return one release with its manifest."""
+        return self._get(f"/v1/releases/{_level(model)}/{version}", ReleaseView)
+
+    def next_version(self, model: str) -> int:
+        """Return the version that the next release of `model` would have."""
+        answer = self._get(f"/v1/models/{_level(model)}/next-version", dict[str, int])
+        return answer["version"]
+
+    def devices(self) -> list[DeviceView]:
+        """Return every device ever heard of, by id."""
+        return self._get("/v1/devices", list[DeviceView])
+
+    def device(self, id: str) -> DeviceView:
+        """Return one device."""
+        return self._get(f"/v1/devices/{_level(id)}", DeviceView)
+
+    def device_config(self, id: str) -> str:
+        """Return the text of an `agent.toml` for this device."""
+        return self._send("GET", f"/v1/devices/{_level(id)}/config").text
+
+    def send_command(self, device: str, verb: str) -> CommandView:
+        """Send a one-shot request to a device."""
+        path = f"/v1/devices/{_level(device)}/commands"
+        return self._read(self._send("POST", path, json={"verb": verb}), CommandView)
+
+    def command(self, device: str, id: str) -> CommandView:
+        """Return a command and its answer as far as it came."""
+        return self._get(f"/v1/devices/{_level(device)}/commands/{_level(id)}", CommandView)
+
+    def start_rollout(self, request: RolloutRequest) -> RolloutView:
+        """Start to bring a release to devices."""
+        answer = self._send("POST", "/v1/rollouts", json=request.model_dump(mode="json"))
+        return self._read(answer, RolloutView)
+
+    def rollouts(self) -> list[RolloutView]:
+        """Return all rollouts, the newest first."""
+        return self._get("/v1/rollouts", list[RolloutView])
+
+    def rollout(self, id: str) -> RolloutView:
+        """Return one rollout with its devices."""
+        return self._get(f"/v1/rollouts/{_level(id)}", RolloutView)
+
+    def abort_rollout(self, id: str, reason: str) -> RolloutView:
+        """Call a rollout off and take its devices back."""
+        path = f"/v1/rollouts/{_level(id)}/abort"
+        return self._read(self._send("POST", path, json={"reason": reason}), RolloutView)
+
+    def events(self, limit: int) -> list[EventView]:
+        """Return what happened lately, the newest first."""
+        return self._get("/v1/events", list[EventView], params={"limit": str(limit)})
+
+    def _get(self, path: str, kind: type[T], params: dict[str, str] | None = None) -> T:
+        return self._read(self._send("GET", path, params=params), kind)
+
+    def _read(self, answer: httpx.Response, kind: type[T]) -> T:
+        try:
+            return TypeAdapter(kind).validate_json(answer.content)
+        except ValidationError as error:
+            raise self._not_ours(first_error(error)) from None
+
+    def _send(
+        self, method: str, path: str, *, accept: tuple[int, ...] = (), **content: Any
+    ) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **content)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if answer.is_success or answer.status_code in accept:
+            return answer
+        try:
+            view = ErrorView.model_validate_json(answer.content)
+        except ValidationError:
+            raise self._not_ours(f"status {answer.status_code} to {method} {path}") from None
+        raise ClientError(view.error, view.next_step)
+
+    def _unreachable(self, error: httpx.TransportError) -> ClientError:
+        if isinstance(error, httpx.ConnectError):
+            got = "connection refused" if "refused" in str(error) else str(error)
+        elif isinstance(error, httpx.TimeoutException):
+            got = f"none in {ANSWER_TIMEOUT_S:.0f} s"
+        elif isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+            return self._bad_url(str(error))
+        else:
+            got = f"a broken connection ({str(error) or type(error).__name__})"
+        return UnreachableError(
+            f"controller: expected an answer at {self.base_url}, got {got}", _RETRY
+        )
+
+    def _not_ours(self, got: str) -> ClientError:
+        return ClientError(
+            f"controller: expected a farflung controller at {self.base_url}, got {got}",
+            "check --controller and FARFLUNG_CONTROLLER",
+        )
+
+    def _bad_url(self, got: str) -> ClientError:
+        return ClientError(
+            f"controller: expected a URL such as http://127.0.0.1:8700, got"
+            f" {self.base_url!r} ({got})",
+            "check --controller and FARFLUNG_CONTROLLER",
+            exit_code=2,
+        )
+
+
+def _level(text: str) -> str:
+    """Return `text` as one level of a path, whatever is in it."""
+    return quote(text, safe="") or "-"
