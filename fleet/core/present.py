@@ -1,0 +1,144 @@
+"""What the controller knows, as the values its API speaks in."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from fleet.core.census import Census, Device
+from fleet.core.gate import Standing
+from fleet.core.rollout import Rollout
+from fleet.core.scores import Totals, score_view
+from fleet.core.views import (
+    DeviceView,
+    ReleaseView,
+    RolloutDeviceView,
+    RolloutView,
+    VariantView,
+    WaveView,
+)
+from wire.manifest import Manifest
+from wire.twin import Reported
+
+
+def release_view(
+    manifest: Manifest, digest: str, pushed_at: float, *, whole: bool = False
+) -> ReleaseView:
+    """Return a release, with its manifest when the `whole` is wanted."""
+    return ReleaseView(
+        model=manifest.model,
+        version=manifest.version,
+        digest=digest,
+        description=manifest.description,
+        parent=manifest.parent,
+        variants=tuple(
+            VariantView(name=v.name, format=v.format, size_bytes=v.artifact.size_bytes)
+            for v in manifest.variants
+        ),
+        metrics=manifest.metrics,
+        pushed_at=pushed_at,
+        manifest=manifest if whole else None,
+    )
+
+
+def device_view(
+    device: Device, desired_revision: int, totals: Iterable[Totals], now: float
+) -> DeviceView:
+    """Return a device; its scores in the order their releases came."""
+    reported = device.reported or Reported(
+        device=device.id, desired_revision=0, agent="", boot="none"
+    )
+    return DeviceView(
+        id=device.id,
+        online=device.online(now),
+        last_seen=device.last_seen,
+        clash=device.clash(now),
+        agent=reported.agent,
+        labels=reported.labels,
+        capabilities=reported.capabilities,
+        desired_revision=desired_revision,
+        reported_revision=reported.desired_revision,
+        serving=reported.serving,
+        deployments=reported.deployments,
+        api=reported.api,
+        refusals=reported.refusals,
+        health=device.health.model_dump(mode="json") if device.health else None,
+        scores=tuple(score_view(each) for each in sorted(totals, key=lambda t: t.since)),
+    )
+
+
+def rollout_view(
+    rollout: Rollout, census: Census, now: float, *, with_devices: bool = False
+) -> RolloutView:
+    """Return a rollout, with each of its devices when asked for."""
+    devices = tuple(
+        _rollout_device(rollout, census.get(id), number, now)
+        for number, wave in enumerate(rollout.waves, start=1)
+        for id in wave
+    )
+    return RolloutView(
+        id=rollout.id,
+        release=rollout.release,
+        digest=rollout.manifest,
+        to=rollout.to,
+        status=rollout.status,
+        because=rollout.because,
+        started_at=rollout.started_at,
+        ended_at=rollout.ended_at,
+        probation=rollout.probation,
+        waves=tuple(
+            WaveView(
+                number=number,
+                share=share,
+                open=number <= rollout.open,
+                devices=len(rollout.waves[number - 1]),
+                counts=_counts(rollout, devices, number),
+            )
+            for number, share in enumerate(rollout.shares, start=1)
+        ),
+        devices=devices if with_devices else (),
+    )
+
+
+def _counts(rollout: Rollout, devices: Iterable[RolloutDeviceView], number: int) -> dict[str, int]:
+    words = Counter(
+        "waiting" if device.id not in rollout.told else str(device.phase or "told")
+        for device in devices
+        if device.wave == number
+    )
+    return dict(sorted(words.items()))
+
+
+def _rollout_device(rollout: Rollout, device: Device, number: int, now: float) -> RolloutDeviceView:
+    """Return one device; its final answer outlives later deployments on it."""
+    told = rollout.told.get(device.id)
+    report = device.deployment(rollout.model) if told else None
+    if report is None or report.rollout != rollout.id or report.purpose != "rollout":
+        report = None
+    answer = told.answer if told else None
+    ended = answer is not None and answer.standing is not Standing.WORKING
+    view = RolloutDeviceView(
+        id=device.id,
+        wave=number,
+        online=device.online(now),
+        phase=answer.phase if answer else None,
+        reason=answer.reason if answer else None,
+        detail=answer.detail if answer else "",
+    )
+    if report is None:
+        return view
+    if not ended:
+        view = view.model_copy(
+            update={
+                "phase": report.phase,
+                "reason": report.reason,
+                "detail": report.detail,
+            }
+        )
+    return view.model_copy(
+        update={
+            "bytes_done": report.bytes_done,
+            "bytes_total": report.bytes_total,
+            "labelled_pairs": report.labelled_pairs,
+            "worse": report.worse,
+            "better": report.better,
+        }
+    )

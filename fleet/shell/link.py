@@ -1,0 +1,267 @@
+"""The controller's connection to the broker: paho's callbacks become events on a queue.
+
+Reliability lives above MQTT, so sessions are clean. State is subscribed at QoS 1; requests for
+chunks and telemetry at QoS 0, since devices repeat them until they are answered.
+"""
+
+import logging
+import queue
+import random
+import socket
+import ssl
+import threading
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from fleet.core.views import Refusal
+from wire.codec import DecodeError, Document, decode
+from wire.command import CommandResult
+from wire.telemetry import Health, ScoreWindow
+from wire.topics import ROOT, RULES, Kind, Topic, build, controller_filters, parse
+from wire.transfer import FetchRequest
+from wire.twin import Reported, Status
+
+log = logging.getLogger("fleet.link")
+
+KEEPALIVE_S = 20
+IN_FLIGHT = 128
+"""Messages handed to the network thread and not yet written to the socket."""
+
+_ENQUEUE_S = 5.0
+
+_BODIES: dict[Kind, type[Document]] = {
+    Kind.REPORTED: Reported,
+    Kind.STATUS: Status,
+    Kind.FETCH: FetchRequest,
+    Kind.HEALTH: Health,
+    Kind.SCORES: ScoreWindow,
+    Kind.RESULT: CommandResult,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A well-formed message of a device, on its own topic."""
+
+    topic: Topic
+    body: Document
+    retained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """The broker accepted us; the subscriptions are on their way."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The connection is gone, or was refused; the link tries again by itself."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """There is room to publish again after there was none."""
+
+
+LinkEvent = Heard | LinkUp | LinkDown | Drained
+
+
+class Link:
+    """One MQTT 3.1.1 client. `events` gets Heard, LinkUp, LinkDown and Drained."""
+
+    def __init__(
+        self,
+        url: str,
+        username: str | None,
+        password: str | None,
+        events: "queue.Queue[Any]",
+        *,
+        root: str = ROOT,
+    ) -> None:
+        """Prepare; nothing is sent before `start`.
+
+        Raises:
+            Refusal: 422, the URL is not mqtt://HOST:PORT or mqtts://HOST:PORT.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+            raise Refusal(422, f"broker: expected mqtt://HOST:PORT, got {url[:80]!r}")
+        self._address = (parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883))
+        self._events = events
+        self._root = root
+        self.dropped: Counter[str] = Counter()
+        """Messages not followed, by why."""
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._full = False
+        self._stopping = False
+        self._client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=f"farflung-controller-{random.getrandbits(64):016x}",
+            protocol=mqtt.MQTTv311,
+            clean_session=True,
+        )
+        self._client.username_pw_set(username, password)
+        if parts.scheme == "mqtts":
+            self._client.tls_set(cert_reqs=ssl.CERT_REQUIRED)
+        self._client.max_inflight_messages_set(IN_FLIGHT)
+        self._client.on_socket_open = _no_delay
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_connect_fail = self._on_connect_fail
+        self._client.on_message = self._on_message
+        self._client.on_publish = self._on_publish
+        self._jitter()
+
+    def start(self) -> None:
+        """Connect in the background, and for ever again."""
+        self._client.connect_async(*self._address, keepalive=KEEPALIVE_S)
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Say goodbye and end the network thread."""
+        self._stopping = True
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there."""
+        return self._client.is_connected()
+
+    def room(self) -> int:
+        """Return how many messages may be published now; Drained comes after it was 0."""
+        if not self.connected:
+            return 0
+        with self._lock:
+            room = max(0, IN_FLIGHT - self._in_flight)
+            self._full = room == 0
+            return room
+
+    def publish(self, topic: Topic, body: bytes) -> bool:
+        """Send a message as its kind's rule says; False when there is no broker to send it to."""
+        if not self.connected:
+            return False
+        rule = RULES[topic.kind]
+        with self._lock:
+            self._in_flight += 1
+        sent = self._client.publish(
+            build(topic, self._root), body, qos=rule.qos, retain=rule.retain
+        )
+        if sent.rc != mqtt.MQTT_ERR_SUCCESS:
+            self._written()
+        return sent.rc == mqtt.MQTT_ERR_SUCCESS
+
+    def subscribe(self) -> None:
+        """Ask for everything that is ours, and so for the retained state once more."""
+        loose = {f"{self._root}/d/+/+/fetch", f"{self._root}/d/+/+/t/+"}
+        filters = [(each, 0 if each in loose else 1) for each in controller_filters(self._root)]
+        self._client.subscribe(filters)
+
+    def _jitter(self) -> None:
+        # paho doubles from the first to the last; fresh bounds keep many clients out of step.
+        self._client.reconnect_delay_set(
+            min_delay=random.uniform(0.3, 1.0),  # type: ignore[arg-type]  # noqa: S311
+            max_delay=random.uniform(4.0, 8.0),  # type: ignore[arg-type]  # noqa: S311
+        )
+
+    def _on_connect(
+        self,
+        client: mqtt.Client,
+        userdata: object,
+        flags: mqtt.ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            self._post(LinkDown(f"the broker refused us: {reason}"))
+            return
+        with self._lock:
+            self._in_flight = 0
+        self._jitter()
+        self.subscribe()
+        self._post(LinkUp())
+
+    def _on_disconnect(
+        self,
+        client: mqtt.Client,
+        userdata: object,
+        flags: mqtt.DisconnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        if not self._stopping:
+            self._post(LinkDown(f"connection lost: {reason}"))
+
+    def _on_connect_fail(self, client: mqtt.Client, userdata: object) -> None:
+        host, port = self._address
+        self._post(LinkDown(f"no broker at {host}:{port}"))
+
+    def _on_publish(
+        self,
+        client: mqtt.Client,
+        userdata: object,
+        mid: int,
+        reason: ReasonCode,
+        properties: Properties,
+    ) -> None:
+        self._written()
+
+    def _written(self) -> None:
+        with self._lock:
+            self._in_flight = max(0, self._in_flight - 1)
+            drained = self._full and self._in_flight <= IN_FLIGHT // 2
+            if drained:
+                self._full = False
+        if drained:
+            with suppress(queue.Full):  # a loop with a full queue looks for room anyway
+                self._events.put_nowait(Drained())
+
+    def _on_message(self, client: mqtt.Client, userdata: object, message: mqtt.MQTTMessage) -> None:
+        # An exception here would end paho's thread while it still claims to be connected.
+        try:
+            self._take(message)
+        except Exception:
+            self.dropped["error"] += 1
+            log.exception("a message on %s could not be handled", message.topic)
+
+    def _take(self, message: mqtt.MQTTMessage) -> None:
+        topic = parse(message.topic, self._root)
+        if topic is None or topic.kind not in _BODIES:
+            self.dropped["topic"] += 1
+            return
+        if message.retain and not RULES[topic.kind].retain:
+            self.dropped["retained"] += 1
+            return
+        try:
+            body = decode(_BODIES[topic.kind], bytes(message.payload))
+        except DecodeError as error:
+            self.dropped["malformed"] += 1
+            log.warning("%s: %s; dropped", message.topic, error)
+            return
+        if getattr(body, "device", topic.owner) != topic.owner:
+            self.dropped["device"] += 1
+            log.warning("%s: speaks for another device; dropped", message.topic)
+            return
+        self._post(Heard(topic, body, message.retain))
+
+    def _post(self, event: LinkEvent) -> None:
+        """Hand over an event; a loop that is busy slows the broker down, and at last loses it."""
+        try:
+            self._events.put(event, timeout=_ENQUEUE_S)
+        except queue.Full:
+            self.dropped["queue"] += 1
+
+
+def _no_delay(client: mqtt.Client, userdata: object, sock: Any) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

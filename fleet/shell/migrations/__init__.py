@@ -1,0 +1,1 @@
+"""The store's history: one file a version, applied when a store is opened."""

@@ -1,0 +1,1 @@
+"""Each file says which one it follows. They are never edited once released."""

@@ -1,0 +1,494 @@
+"""All that the controller must remember, in SQLite through SQLAlchemy Core.
+
+Written by the controller's loop alone. Every method that writes is one transaction: when it
+returns, the data survive a power cut (WAL, synchronous=FULL).
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command as alembic
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from pydantic import TypeAdapter
+from sqlalchemy.dialects.sqlite import insert
+
+from fleet.core.census import Device
+from fleet.core.rollout import Assignment, Rollout
+from fleet.core.scores import Totals
+from fleet.core.views import CommandView, EventView
+from wire.codec import decode, encode
+from wire.manifest import Manifest
+from wire.telemetry import Health, ScoreWindow
+from wire.twin import Probation
+
+TELEMETRY_DAYS = 7
+MAX_TELEMETRY = 500_000
+MAX_EVENTS = 10_000
+MAX_COMMANDS = 10_000
+
+_meta = sa.MetaData()
+_releases = sa.Table(
+    "releases",
+    _meta,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text),
+    sa.Column("version", sa.Integer),
+    sa.Column("manifest", sa.LargeBinary),
+    sa.Column("pushed_at", sa.Float),
+)
+_devices = sa.Table(
+    "devices",
+    _meta,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("state", sa.LargeBinary),
+    sa.Column("acked", sa.BigInteger),
+)
+_assignments = sa.Table(
+    "assignments",
+    _meta,
+    sa.Column("device", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("manifest", sa.Text),
+    sa.Column("version", sa.Integer),
+    sa.Column("rollout", sa.Text),
+    sa.Column("purpose", sa.Text),
+    sa.Column("probation", sa.LargeBinary),
+)
+_rollouts = sa.Table(
+    "rollouts",
+    _meta,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer),
+    sa.Column("model", sa.Text),
+    sa.Column("status", sa.Text),
+    sa.Column("value", sa.LargeBinary),
+)
+_desired = sa.Table(
+    "desired",
+    _meta,
+    sa.Column("device", sa.Text, primary_key=True),
+    sa.Column("revision", sa.BigInteger),
+    sa.Column("document", sa.LargeBinary),
+)
+_telemetry = sa.Table(
+    "telemetry",
+    _meta,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("device", sa.Text),
+    sa.Column("boot", sa.Text),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("kind", sa.Text),
+    sa.Column("received_at", sa.Float),
+    sa.Column("body", sa.LargeBinary),
+)
+_totals = sa.Table(
+    "totals",
+    _meta,
+    sa.Column("device", sa.Text, primary_key=True),
+    sa.Column("manifest", sa.Text, primary_key=True),
+    sa.Column("variant", sa.Text, primary_key=True),
+    sa.Column("value", sa.LargeBinary),
+)
+_commands = sa.Table(
+    "commands",
+    _meta,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("device", sa.Text),
+    sa.Column("verb", sa.Text),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("outcome", sa.Text),
+    sa.Column("detail", sa.Text),
+)
+_events = sa.Table(
+    "events",
+    _meta,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Float),
+    sa.Column("kind", sa.Text),
+    sa.Column("subject", sa.Text),
+    sa.Column("text", sa.Text),
+)
+
+_DEVICE = TypeAdapter(Device)
+_ROLLOUT = TypeAdapter(Rollout)
+_TOTALS = TypeAdapter(Totals)
+_PROBATION = TypeAdapter(Probation)
+
+
+class StoreError(Exception):
+    """The store cannot be opened; the message says which, why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release as it was pushed."""
+
+    digest: str
+    manifest: Manifest
+    pushed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredRow:
+    """What was last published to a device: its revision and the sealed bytes."""
+
+    device: str
+    revision: int
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one decision changes: stored as a whole, before any of it is published."""
+
+    rollouts: Sequence[Rollout] = ()
+    assignments: Sequence[tuple[str, str, Assignment | None]] = ()
+    """(device, model, assignment or none)."""
+    desired: Sequence[DesiredRow] = ()
+    events: Sequence[EventView] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One telemetry message to commit."""
+
+    body: ScoreWindow | Health
+    received_at: float
+
+
+class Store:
+    """The open database."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the store at `path` and bring its tables up to date.
+
+        Raises:
+            StoreError: not a store, from a newer version, or the disk refuses.
+        """
+        self._engine = sa.create_engine(f"sqlite:///{path}")
+        sa.event.listen(self._engine, "connect", _configure)
+        try:
+            with self._engine.connect() as connection:
+                _migrate(connection, path)
+                connection.commit()
+        except sa.exc.DatabaseError as error:
+            self._engine.dispose()
+            reason = str(error.orig)
+            raise StoreError(
+                f"{path}: {reason}; is it a farflung store, on a disk with room?"
+            ) from error
+
+    def close(self) -> None:
+        """Close the database."""
+        self._engine.dispose()
+
+    # ---- what a controller reads when it starts
+
+    def releases(self) -> list[Release]:
+        """Return every release."""
+        with self._engine.connect() as connection:
+            return [
+                Release(row.digest, decode(Manifest, row.manifest), row.pushed_at)
+                for row in connection.execute(sa.select(_releases))
+            ]
+
+    def devices(self) -> list[tuple[Device, int]]:
+        """Return every device with its acknowledged telemetry sequence."""
+        with self._engine.connect() as connection:
+            return [
+                (_DEVICE.validate_json(row.state), row.acked)
+                for row in connection.execute(sa.select(_devices))
+            ]
+
+    def assignments(self) -> list[tuple[str, Assignment]]:
+        """Return (device, assignment) of every device and model."""
+        with self._engine.connect() as connection:
+            return [
+                (
+                    row.device,
+                    Assignment(
+                        row.model,
+                        row.version,
+                        row.manifest,
+                        row.rollout,
+                        row.purpose,
+                        _PROBATION.validate_json(row.probation),
+                    ),
+                )
+                for row in connection.execute(sa.select(_assignments))
+            ]
+
+    def rollouts(self) -> list[Rollout]:
+        """Return every rollout, the oldest first."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(_rollouts.c.value).order_by(_rollouts.c.number))
+            return [_ROLLOUT.validate_json(row.value) for row in rows]
+
+    def desired(self) -> list[DesiredRow]:
+        """Return the latest document of every device."""
+        with self._engine.connect() as connection:
+            return [DesiredRow(*row) for row in connection.execute(sa.select(_desired))]
+
+    def totals(self) -> list[Totals]:
+        """Return all running totals."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(_totals.c.value))
+            return [_TOTALS.validate_json(row.value) for row in rows]
+
+    def unacked(self) -> list[tuple[str, str, int, float]]:
+        """Return (device, boot, seq, received_at) of committed items beyond an acknowledgement."""
+        query = (
+            sa.select(
+                _telemetry.c.device, _telemetry.c.boot, _telemetry.c.seq, _telemetry.c.received_at
+            )
+            .join(_devices, _devices.c.id == _telemetry.c.device)
+            .where(_telemetry.c.seq > _devices.c.acked)
+            .order_by(_telemetry.c.device, _telemetry.c.seq)
+        )
+        with self._engine.connect() as connection:
+            return [(r.device, r.boot, r.seq, r.received_at) for r in connection.execute(query)]
+
+    def boots(self) -> list[tuple[str, str]]:
+        """Return (device, boot) of every boot whose telemetry is kept, the oldest first."""
+        query = (
+            sa.select(_telemetry.c.device, _telemetry.c.boot)
+            .group_by(_telemetry.c.device, _telemetry.c.boot)
+            .order_by(sa.func.min(_telemetry.c.id))
+        )
+        with self._engine.connect() as connection:
+            return [(row.device, row.boot) for row in connection.execute(query)]
+
+    def events(self, limit: int) -> list[EventView]:
+        """Return the latest events, the newest first."""
+        query = sa.select(_events).order_by(_events.c.id.desc()).limit(limit)
+        with self._engine.connect() as connection:
+            return [
+                EventView(at=row.at, kind=row.kind, subject=row.subject, text=row.text)
+                for row in connection.execute(query)
+            ]
+
+    def command(self, device: str, id: str) -> tuple[CommandView, float] | None:
+        """Return a command and when it expires."""
+        query = sa.select(_commands).where(_commands.c.id == id, _commands.c.device == device)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            return None
+        view = CommandView(
+            id=row.id, device=row.device, verb=row.verb, outcome=row.outcome, detail=row.detail
+        )
+        return view, row.expires_at
+
+    # ---- what it writes
+
+    def add_release(self, release: Release, event: EventView) -> None:
+        """Keep a release."""
+        manifest = release.manifest
+        with self._engine.begin() as connection:
+            connection.execute(
+                sa.insert(_releases).values(
+                    digest=release.digest,
+                    model=manifest.model,
+                    version=manifest.version,
+                    manifest=encode(manifest),
+                    pushed_at=release.pushed_at,
+                )
+            )
+            _add_events(connection, [event])
+
+    def apply(self, change: Change) -> None:
+        """Keep what one decision changed."""
+        with self._engine.begin() as connection:
+            for rollout in change.rollouts:
+                _save_rollout(connection, rollout)
+            for device, model, assignment in change.assignments:
+                _save_assignment(connection, device, model, assignment)
+            for row in change.desired:
+                _upsert(
+                    connection,
+                    _desired,
+                    ["device"],
+                    device=row.device,
+                    revision=row.revision,
+                    document=row.document,
+                )
+            _add_events(connection, change.events)
+
+    def commit_telemetry(self, items: Iterable[Item]) -> list[Item]:
+        """Keep new items and add their windows to the totals; return those that were new."""
+        fresh: list[Item] = []
+        with self._engine.begin() as connection:
+            sums: dict[tuple[str, str, str], Totals] = {}
+            for item in items:
+                if _insert_item(connection, item):
+                    fresh.append(item)
+                    if isinstance(item.body, ScoreWindow):
+                        _add_up(connection, sums, item.body)
+            for (device, manifest, variant), totals in sums.items():
+                _upsert(
+                    connection,
+                    _totals,
+                    ["device", "manifest", "variant"],
+                    device=device,
+                    manifest=manifest,
+                    variant=variant,
+                    value=_TOTALS.dump_json(totals),
+                )
+        return fresh
+
+    def save_devices(self, devices: Iterable[tuple[Device, int]]) -> None:
+        """Keep what is known of these devices, with their acknowledged sequence."""
+        with self._engine.begin() as connection:
+            for device, acked in devices:
+                _upsert(
+                    connection,
+                    _devices,
+                    ["id"],
+                    id=device.id,
+                    state=_DEVICE.dump_json(device),
+                    acked=acked,
+                )
+
+    def forget_telemetry(self, device: str) -> None:
+        """Drop the raw items of a device that counts anew; its totals stay."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(_telemetry).where(_telemetry.c.device == device))
+
+    def save_command(self, view: CommandView, expires_at: float) -> None:
+        """Keep a command as it stands."""
+        with self._engine.begin() as connection:
+            _upsert(connection, _commands, ["id"], **view.model_dump(), expires_at=expires_at)
+
+    def add_events(self, events: Sequence[EventView]) -> None:
+        """Keep events."""
+        with self._engine.begin() as connection:
+            _add_events(connection, events)
+
+    def prune(self, now: float) -> None:
+        """Drop what is old, and what is too much."""
+        with self._engine.begin() as connection:
+            newest = connection.scalar(sa.select(sa.func.max(_telemetry.c.id))) or 0
+            connection.execute(
+                sa.delete(_telemetry).where(
+                    sa.or_(
+                        _telemetry.c.received_at < now - TELEMETRY_DAYS * 86_400,
+                        _telemetry.c.id <= newest - MAX_TELEMETRY,
+                    )
+                )
+            )
+            last = connection.scalar(sa.select(sa.func.max(_events.c.id))) or 0
+            connection.execute(sa.delete(_events).where(_events.c.id <= last - MAX_EVENTS))
+            kept = (
+                sa.select(_commands.c.id)
+                .order_by(_commands.c.expires_at.desc())
+                .limit(MAX_COMMANDS)
+            )
+            connection.execute(sa.delete(_commands).where(_commands.c.id.not_in(kept)))
+
+
+def _configure(connection: object, record: object) -> None:
+    with closing(connection.cursor()) as cursor:  # type: ignore[attr-defined]
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA busy_timeout=5000")
+        cursor.execute("PRAGMA foreign_keys=ON")
+
+
+def _migrate(connection: sa.Connection, path: Path) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    known = {each.revision for each in ScriptDirectory.from_config(config).walk_revisions()}
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in known:
+        raise StoreError(
+            f"{path}: expected a store of version {max(known)} or older, got version {current}; "
+            "a newer farflung wrote it: upgrade this one"
+        )
+    alembic.upgrade(config, "head")
+
+
+def _upsert(connection: sa.Connection, table: sa.Table, keys: list[str], **values: object) -> None:
+    statement = insert(table).values(**values)
+    rest = {name: statement.excluded[name] for name in values if name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=rest))
+
+
+def _save_rollout(connection: sa.Connection, rollout: Rollout) -> None:
+    _upsert(
+        connection,
+        _rollouts,
+        ["id"],
+        id=rollout.id,
+        number=int(rollout.id.removeprefix("r-")),
+        model=rollout.model,
+        status=rollout.status.value,
+        value=_ROLLOUT.dump_json(rollout),
+    )
+
+
+def _save_assignment(
+    connection: sa.Connection, device: str, model: str, assignment: Assignment | None
+) -> None:
+    if assignment is None:
+        connection.execute(
+            sa.delete(_assignments).where(
+                _assignments.c.device == device, _assignments.c.model == model
+            )
+        )
+        return
+    _upsert(
+        connection,
+        _assignments,
+        ["device", "model"],
+        device=device,
+        model=model,
+        manifest=assignment.manifest,
+        version=assignment.version,
+        rollout=assignment.rollout,
+        purpose=assignment.purpose,
+        probation=_PROBATION.dump_json(assignment.probation),
+    )
+
+
+def _insert_item(connection: sa.Connection, item: Item) -> bool:
+    body = item.body
+    done = connection.execute(
+        insert(_telemetry)
+        .values(
+            device=body.device,
+            boot=body.boot,
+            seq=body.seq,
+            kind="scores" if isinstance(body, ScoreWindow) else "health",
+            received_at=item.received_at,
+            body=encode(body, deflate=True),
+        )
+        .on_conflict_do_nothing()
+    )
+    return done.rowcount == 1
+
+
+def _add_up(
+    connection: sa.Connection, sums: dict[tuple[str, str, str], Totals], window: ScoreWindow
+) -> None:
+    key = (window.device, window.manifest, window.variant)
+    if key not in sums:
+        stored = connection.scalar(
+            sa.select(_totals.c.value).where(
+                _totals.c.device == key[0],
+                _totals.c.manifest == key[1],
+                _totals.c.variant == key[2],
+            )
+        )
+        sums[key] = Totals.of(window) if stored is None else _TOTALS.validate_json(stored)
+    sums[key] = sums[key].plus(window)
+
+
+def _add_events(connection: sa.Connection, events: Sequence[EventView]) -> None:
+    if events:
+        connection.execute(sa.insert(_events), [event.model_dump() for event in events])
