@@ -219,7 +219,6 @@ def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: 
         return
     if download.complete:
         state.finishing = download.offer.file
-        state.download = None
         turn.do(Unlisten(download.offer.transfer), FinishTransfer(download.offer))
         return
     if not state.online:
@@ -279,6 +278,7 @@ def on_stored(turn: Turn, file: str) -> None:
     turn.state.blobs = turn.state.blobs | {file}
     if turn.state.finishing == file:
         turn.state.finishing = ""
+        turn.state.download = None
 
 
 def on_refused(turn: Turn, file: str, reason: Reason, detail: str) -> None:
@@ -286,6 +286,7 @@ def on_refused(turn: Turn, file: str, reason: Reason, detail: str) -> None:
     if turn.state.finishing != file:
         return
     turn.state.finishing = ""
+    turn.state.download = None
     deployment = turn.state.active()
     if deployment is not None:
         finish(turn, deployment, Phase.FAILED, reason, detail)
@@ -479,6 +480,7 @@ def drop_download(turn: Turn) -> None:
     if download is not None:
         turn.do(Unlisten(download.offer.transfer), CloseTransfer(download.offer.transfer))
         turn.state.download = None
+        turn.state.finishing = ""
 
 
 def recheck_challenger(turn: Turn) -> None:

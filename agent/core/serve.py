@@ -130,6 +130,9 @@ def on_lost(turn: Turn, generation: Generation, blamed: str, why: str) -> None:
     """Take the loss of a serving or coming engine: blame, back off, or go back a release."""
     state = turn.state
     state.engine_restarts += 1
+    if generation.role == "next" and state.generation("serving") is not None:
+        turn.say(f"engine {generation.number} did not come up ({why}); the old one stays", "error")
+        return
     state.engine_failures += 1
     state.settled_at = None
     state.report_wanted = True
@@ -139,7 +142,9 @@ def on_lost(turn: Turn, generation: Generation, blamed: str, why: str) -> None:
     turn.say(f"{model}: engine {generation.number} lost ({why}), crash {crashes}", "error")
     if crashes >= CRASH_LIMIT and model in state.journal.previous:
         _fall_back(turn, model, why)
-        state.restart_at = turn.now.mono
+        coming = state.generation("next")
+        if coming is not None:
+            end(turn, coming)  # it holds what was just taken back
         return
     if state.generation("next") is not None:
         return  # a successor is on its way already

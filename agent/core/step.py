@@ -261,7 +261,8 @@ def _publish(turn: Turn) -> None:
 def next_wake(state: AgentState, now: Instant) -> float:
     """Return the monotonic time by which `Ticked` is wanted; never before `now`."""
     times = [state.next_window, state.next_health]
-    if state.restart_at is not None and state.journal.champions:
+    down = state.generation("serving") is None and state.generation("next") is None
+    if down and state.restart_at is not None and state.journal.champions:
         times.append(state.restart_at)
     if state.settled_at is not None:
         times.append(state.settled_at)
