@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -71,18 +72,17 @@ class BlobView(View):
     size_bytes: int
 
 
-def build_app(port: ControllerPort) -> ASGIApp:
+def build_app(port: ControllerPort) -> Starlette:
     """Return the API of the controller behind `port`."""
-    handlers = _Handlers(port)
-    app = Starlette(
-        routes=handlers.routes(),
+    return Starlette(
+        routes=_Handlers(port).routes(),
+        middleware=[Middleware(_Guard)],
         exception_handlers={
             Refusal: _refused,
             HTTPException: _no_such_address,
             ValidationError: _invalid,
         },
     )
-    return _Guard(app)
 
 
 class _Handlers:
@@ -201,6 +201,7 @@ class _Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
         request = Request(scope)
         stranger = _stranger(request)
