@@ -130,6 +130,21 @@ def step(rollout: Rollout, census: Census, now: float) -> tuple[Rollout, list[As
     return after, [Assign(id, after.model, _order(after)) for id in new]
 
 
+def notable(before: Rollout, after: Rollout) -> bool:
+    """Return whether more than the devices' progress differs, so that `after` must be stored.
+
+    Progress is only there to see who stalls: a controller that restarts observes it again.
+    """
+    if before is after:
+        return False
+    if replace(before, told={}) != replace(after, told={}) or len(before.told) != len(after.told):
+        return True
+    return any(
+        (told.answer, told.recall) != (after.told[id].answer, after.told[id].recall)
+        for id, told in before.told.items()
+    )
+
+
 def abort(rollout: Rollout, reason: str, now: float) -> Rollout:
     """Call a running rollout off; the next `step` takes its devices back."""
     if rollout.status is not RolloutStatus.RUNNING:

@@ -47,7 +47,10 @@ class Blobs:
 
     def has(self, digest: str) -> bool:
         """Return whether the whole file is kept."""
-        return self.path(digest).exists()
+        try:
+            return self.path(digest).exists()
+        except ValueError:
+            return False
 
     def path(self, digest: str) -> Path:
         """Return where the file is, or would be."""
@@ -173,13 +176,9 @@ class Writer:
         """Append bytes.
 
         Raises:
-            Refusal: 507, the disk is full; nothing is kept.
+            OSError: the disk refuses.
         """
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.abort()
-            raise Refusal(507, f"{self._target.parent}: {error.strerror}", "free space") from None
+        self._file.write(data)
         self._hash.update(data)
         self._size += len(data)
 
@@ -187,7 +186,8 @@ class Writer:
         """Keep the file and return its size in bytes.
 
         Raises:
-            Refusal: 400, the bytes have another digest; 507, the disk is full. Nothing is kept.
+            Refusal: 400, the bytes have another digest; nothing is kept.
+            OSError: the disk refuses; nothing is kept after `abort`.
         """
         got = "sha256:" + self._hash.hexdigest()
         if got != self._digest:
@@ -195,11 +195,7 @@ class Writer:
             raise Refusal(
                 400, f"expected {self._digest}, got {got} ({self._size} bytes)", "send it again"
             )
-        try:
-            _settle(self._file, self._target)
-        except OSError as error:
-            self.abort()
-            raise Refusal(507, f"{self._target.parent}: {error.strerror}", "free space") from None
+        _settle(self._file, self._target)
         self._file.close()
         return self._size
 

@@ -70,7 +70,7 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """There is room to publish again after there was none."""
+    """There is room to publish again."""
 
 
 LinkEvent = Heard | LinkUp | LinkDown | Drained
@@ -139,14 +139,11 @@ class Link:
         """Whether the broker is there."""
         return self._client.is_connected()
 
-    def room(self) -> int:
-        """Return how many messages may be published now; Drained comes after it was 0."""
-        if not self.connected:
-            return 0
+    def has_room(self) -> bool:
+        """Return whether to publish more now; after a no to a full link, Drained comes."""
         with self._lock:
-            room = max(0, IN_FLIGHT - self._in_flight)
-            self._full = room == 0
-            return room
+            self._full = self._in_flight > IN_FLIGHT // 2
+            return self.connected and not self._full
 
     def publish(self, topic: Topic, body: bytes) -> bool:
         """Send a message as its kind's rule says; False when there is no broker to send it to."""

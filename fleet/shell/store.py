@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.dialects.sqlite import insert
 
 from fleet.core.census import Device
+from fleet.core.errors import FleetError
 from fleet.core.rollout import Assignment, Rollout
 from fleet.core.scores import Totals
 from fleet.core.views import CommandView, EventView
@@ -120,10 +121,6 @@ _TOTALS = TypeAdapter(Totals)
 _PROBATION = TypeAdapter(Probation)
 
 
-class StoreError(Exception):
-    """The store cannot be opened; the message says which, why, and what to do."""
-
-
 @dataclass(frozen=True, slots=True)
 class Release:
     """A release as it was pushed."""
@@ -168,7 +165,7 @@ class Store:
         """Open or create the store at `path` and bring its tables up to date.
 
         Raises:
-            StoreError: not a store, from a newer version, or the disk refuses.
+            FleetError: not a store, from a newer version, or the disk refuses.
         """
         self._engine = sa.create_engine(f"sqlite:///{path}")
         sa.event.listen(self._engine, "connect", _configure)
@@ -178,9 +175,9 @@ class Store:
                 connection.commit()
         except sa.exc.DatabaseError as error:
             self._engine.dispose()
-            reason = str(error.orig)
-            raise StoreError(
-                f"{path}: {reason}; is it a farflung store, on a disk with room?"
+            raise FleetError(
+                f"store: cannot use {path}: {error.orig}",
+                "check that it is this fleet's, on a disk with room; else restore a backup",
             ) from error
 
     def close(self) -> None:
@@ -357,6 +354,7 @@ class Store:
     def forget_telemetry(self, device: str) -> None:
         """Drop the raw items of a device that counts anew; its totals stay."""
         with self._engine.begin() as connection:
+            connection.execute(sa.update(_devices).where(_devices.c.id == device).values(acked=0))
             connection.execute(sa.delete(_telemetry).where(_telemetry.c.device == device))
 
     def save_command(self, view: CommandView, expires_at: float) -> None:
@@ -368,6 +366,11 @@ class Store:
         """Keep events."""
         with self._engine.begin() as connection:
             _add_events(connection, events)
+
+    def drop_rollouts(self, ids: Sequence[str]) -> None:
+        """Forget rollouts that are long over."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(_rollouts).where(_rollouts.c.id.in_(ids)))
 
     def prune(self, now: float) -> None:
         """Drop what is old, and what is too much."""
@@ -406,9 +409,9 @@ def _migrate(connection: sa.Connection, path: Path) -> None:
     known = {each.revision for each in ScriptDirectory.from_config(config).walk_revisions()}
     current = MigrationContext.configure(connection).get_current_revision()
     if current is not None and current not in known:
-        raise StoreError(
-            f"{path}: expected a store of version {max(known)} or older, got version {current}; "
-            "a newer farflung wrote it: upgrade this one"
+        raise FleetError(
+            f"store: expected {path} to be of version {max(known)} or older, got {current}",
+            "a newer farflung wrote it: upgrade this one",
         )
     alembic.upgrade(config, "head")
 

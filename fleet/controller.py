@@ -1,0 +1,958 @@
+"""The only loop of the fleet's side: what is heard goes to the deciders, what they decide goes out.
+
+    link, API --> queue --> loop: census, ledger, rollout.step, sender, courier --> store --> link
+
+One thread owns all state. API threads put a call on the queue and wait for its answer. What a
+decision changes is stored as a whole before any of it is published, and a restart builds
+everything anew from the store; nothing is retried faster than its deadline says.
+"""
+
+import base64
+import json
+import logging
+import os
+import queue
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fleet.core import present
+from fleet.core.census import Census
+from fleet.core.cohort import LIST_DEVICES, cut, nearest, order, parse_target, parse_waves, select
+from fleet.core.courier import Courier
+from fleet.core.errors import FleetError
+from fleet.core.ledger import Ledger
+from fleet.core.rollout import (
+    Assign,
+    Assignment,
+    Rollout,
+    abort,
+    fallback_for,
+    notable,
+    step,
+    supersede,
+)
+from fleet.core.scores import Totals
+from fleet.core.sender import Sender
+from fleet.core.views import (
+    CommandView,
+    DeviceView,
+    EventView,
+    HealthView,
+    Refusal,
+    ReleaseView,
+    RolloutRequest,
+    RolloutView,
+)
+from fleet.shell.blobs import Blobs, Writer
+from fleet.shell.link import Drained, Heard, Link, LinkDown, LinkUp
+from fleet.shell.store import Change, DesiredRow, Item, Release, Store
+from wire.codec import encode
+from wire.command import VERBS, Command, CommandResult
+from wire.ids import ReleaseRef, check_id
+from wire.manifest import Manifest
+from wire.seal import Sealer
+from wire.telemetry import Ack, Health, ScoreWindow
+from wire.topics import Kind, Topic
+from wire.transfer import ChunkFrame, FetchRequest, Offer
+from wire.twin import Desired, DesiredRelease, Reported, Status
+
+log = logging.getLogger("fleet.controller")
+
+T = TypeVar("T")
+
+COMMIT_S = 0.5
+COMMIT_ITEMS = 500
+MAX_BUFFERED = 20_000
+"""Telemetry that waits for a commit; beyond it is dropped, and devices send it again."""
+
+STEP_S = 0.1
+"""News of devices is gathered this long before the rollouts are looked at."""
+
+TICK_S = 1.0
+"""How often running rollouts are looked at without news, for the deadlines."""
+
+IDLE_S = 30.0
+PRUNE_S = 600.0
+RETRY_S = 2.0
+"""How long the loop rests after an error of its own, such as a full disk."""
+
+REISSUE_S = 10.0
+COMMAND_S = 60
+CALL_S = 60.0
+MAX_QUEUE = 20_000
+MAX_DEVICES = 100_000
+MAX_ROLLOUTS = 500
+MAX_MODELS = 16
+MAX_OFFERS = 240
+"""Offers of one device together: its Desired stays under the length of a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Something an API thread wants done on the loop."""
+
+    run: Callable[[], Any]
+    answer: "Future[Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """End the loop."""
+
+
+class Controller:
+    """Keeps releases, devices and rollouts, and speaks to the devices. A ControllerPort."""
+
+    def __init__(  # noqa: PLR0917 - two logins
+        self,
+        data_dir: Path,
+        broker_url: str,
+        username: str,
+        password: str,
+        device_username: str,
+        device_password: str,
+    ) -> None:
+        """Open everything in `data_dir`; nothing is sent before `start`.
+
+        Raises:
+            FleetError: the store or the key cannot be used.
+            Refusal: 422, the broker's URL makes no sense.
+        """
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._broker_url = broker_url
+        self._device_login = (device_username, device_password)
+        self._sealer = Sealer(_read_or_make_key(data_dir / "controller.key"))
+        self._queue: queue.Queue[Any] = queue.Queue(MAX_QUEUE)
+        self._link = Link(broker_url, username, password, self._queue)
+        self._blobs = Blobs(data_dir)
+        self._store = Store(data_dir / "fleet.db")
+        self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
+        self._ended = threading.Event()
+
+        self._census = Census()
+        self._sender = Sender()
+        self._courier = Courier()
+        self._releases: dict[str, Release] = {}
+        self._offers: dict[str, tuple[Offer, ...]] = {}
+        self._transfers: dict[str, Offer] = {}
+        self._assignments: dict[str, dict[str, Assignment]] = {}
+        self._rollouts: dict[str, Rollout] = {}
+        self._desired: dict[str, DesiredRow] = {}
+        self._totals: dict[str, dict[tuple[str, str], Totals]] = {}
+        self._ledgers: dict[str, Ledger] = {}
+        self._gaps: set[str] = set()
+        """Devices of which a telemetry item is missing."""
+        self._reissued: dict[str, float] = {}
+
+        self._items: list[Item] = []
+        self._events: list[EventView] = []
+        self._unsaved: set[str] = set()
+        self._news = True
+        self._connected = False
+        self._commit_at: float | None = None
+        self._step_at = 0.0
+        self._rest_until = 0.0
+        self._subscribe_at: float | None = None
+        self._prune_at = 0.0
+        self._restore()
+
+    @property
+    def public_key(self) -> bytes:
+        """The 32 bytes that devices verify this controller's orders with."""
+        return self._sealer.public
+
+    def start(self) -> None:
+        """Start the loop and the connection to the broker."""
+        self._thread.start()
+        self._link.start()
+
+    def stop(self) -> None:
+        """Commit what is in hand and end; the store is closed. Harmless when repeated."""
+        if self._ended.is_set():
+            return
+        self._link.stop()
+        if self._thread.is_alive():
+            self._queue.put(_Stop())
+            self._thread.join(30)
+        self._ended.set()
+        self._blobs.close()
+        self._store.close()
+
+    # ---- what the API asks, from any thread
+
+    def health(self) -> HealthView:
+        """Return whether the controller works."""
+        return self._ask(self._health)
+
+    def has_blob(self, digest: str) -> bool:
+        """Return whether a file with this digest is kept."""
+        return self._blobs.has(digest)
+
+    def open_blob(self, digest: str) -> Writer:
+        """Start to take in a file."""
+        return self._blobs.open(digest)
+
+    def add_release(self, manifest: Manifest) -> tuple[ReleaseView, bool]:
+        """Keep a release; False with the same release when it was there already."""
+        files = {file.digest: file for file in manifest.all_files()}
+        if len(files) >= DesiredRelease.model_fields["offers"].metadata[1].max_length:
+            raise Refusal(422, f"{manifest.ref}: expected at most 39 files, got {len(files)}")
+        self._ask(lambda: self._check_new(manifest))
+        for file in files.values():
+            if not self._blobs.has(file.digest):
+                raise Refusal(
+                    422,
+                    f"{manifest.ref}: {file.name} ({file.digest}) was not sent",
+                    "push it again",
+                )
+            if self._blobs.size(file.digest) != file.size_bytes:
+                raise Refusal(
+                    422,
+                    f"{manifest.ref}: expected {file.name} to have {file.size_bytes} bytes, "
+                    f"got {self._blobs.size(file.digest)}",
+                )
+        digest = manifest.digest
+        self._blobs.keep(digest, encode(manifest))
+        # Compressing takes a while: here, on the caller's thread, the loop does not wait for it.
+        offers = tuple(self._blobs.offer(each) for each in (digest, *files))
+        return self._ask(lambda: self._add_release(manifest, digest, offers))
+
+    def releases(self, model: str | None) -> list[ReleaseView]:
+        """Return all releases (of one model), newest version first."""
+        return self._ask(lambda: self._list_releases(model))
+
+    def release(self, model: str, version: int) -> ReleaseView:
+        """Return one release with its manifest."""
+
+        def look() -> ReleaseView:
+            release = self._find_release(model, version)
+            return present.release_view(
+                release.manifest, release.digest, release.pushed_at, whole=True
+            )
+
+        return self._ask(look)
+
+    def next_version(self, model: str) -> int:
+        """Return the version after the highest one of `model`; 1 when it is new."""
+        return self._ask(lambda: 1 + max(self._versions(model), default=0))
+
+    def devices(self) -> list[DeviceView]:
+        """Return every device ever heard of, by id."""
+        return self._ask(lambda: [self._device(d.id) for d in sorted(self._census, key=_id)])
+
+    def device(self, id: str) -> DeviceView:
+        """Return one device."""
+
+        def look() -> DeviceView:
+            self._check_device(id)
+            return self._device(id)
+
+        return self._ask(look)
+
+    def start_rollout(self, request: RolloutRequest) -> RolloutView:
+        """Start to bring a release to devices."""
+        return self._ask(lambda: self._start_rollout(request))
+
+    def rollouts(self) -> list[RolloutView]:
+        """Return all rollouts, the newest first."""
+
+        def look() -> list[RolloutView]:
+            now = time.time()
+            rollouts = reversed(self._rollouts.values())
+            return [present.rollout_view(each, self._census, now) for each in rollouts]
+
+        return self._ask(look)
+
+    def rollout(self, id: str) -> RolloutView:
+        """Return one rollout with its devices."""
+        return self._ask(lambda: self._show_rollout(self._find_rollout(id)))
+
+    def abort_rollout(self, id: str, reason: str) -> RolloutView:
+        """Call a rollout off and take its devices back."""
+        return self._ask(lambda: self._abort_rollout(id, reason))
+
+    def send_command(self, device: str, verb: str) -> CommandView:
+        """Send a one-shot request to a device."""
+        return self._ask(lambda: self._send_command(device, verb))
+
+    def command(self, device: str, id: str) -> CommandView:
+        """Return a command and its answer as far as it came."""
+        return self._ask(lambda: self._command(device, id))
+
+    def device_config(self, id: str) -> str:
+        """Return the text of an `agent.toml` with which a device joins this fleet."""
+        try:
+            check_id(id)
+        except ValueError as error:
+            raise Refusal(422, f"device id: {error}", "fleet device config cam-1") from None
+        username, password = self._device_login
+        lines = [
+            f"device = {_toml(id)}",
+            'data_dir = "data"',
+            "",
+            "[broker]",
+            f"url = {_toml(self._broker_url)}",
+            *([f"username = {_toml(username)}"] if username else []),
+            *([f"password = {_toml(password)}"] if username else []),
+            "",
+            "[controller]",
+            f"public_keys = [{_toml(base64.b64encode(self.public_key).decode())}]",
+            "",
+            "[api]",
+            'tcp = "127.0.0.1:8731"',
+        ]
+        return "\n".join(lines) + "\n"
+
+    def events(self, limit: int) -> list[EventView]:
+        """Return what happened lately, the newest first."""
+
+        def look() -> list[EventView]:
+            self._save_events()
+            return self._store.events(max(0, min(limit, 1000)))
+
+        return self._ask(look)
+
+    # ---- the loop
+
+    def _ask(self, run: Callable[[], T]) -> T:
+        """Run something on the loop and return its answer, or raise what it raised."""
+        if self._ended.is_set() or not self._thread.is_alive():
+            raise Refusal(503, "the controller is not running", "fleet serve")
+        answer: Future[T] = Future()
+        self._queue.put(_Call(run, answer))
+        try:
+            return answer.result(CALL_S)
+        except FutureTimeout:
+            raise Refusal(503, f"no answer within {CALL_S:.0f} s", "try again") from None
+
+    def _run(self) -> None:
+        while True:
+            events = self._wait()
+            for event in events:
+                if isinstance(event, _Stop):
+                    self._guarded(self._commit)
+                    return
+                self._guarded(partial(self._take, event))
+            if time.time() >= self._rest_until and not self._guarded(self._turn):
+                # A full disk, say. What failed is still to be done; it is not hurried.
+                self._rest_until = time.time() + RETRY_S
+
+    def _wait(self) -> list[Any]:
+        """Return what is on the queue; wait for it until the next deadline."""
+        events: list[Any] = []
+        try:
+            events.append(self._queue.get(timeout=max(0.0, self._wake_at() - time.time())))
+            while len(events) < COMMIT_ITEMS:
+                events.append(self._queue.get_nowait())
+        except queue.Empty:
+            pass
+        return events
+
+    def _guarded(self, run: Callable[[], None]) -> bool:
+        """Run something; whatever goes wrong in it must not end the loop."""
+        try:
+            run()
+        except Exception:
+            log.exception("the controller's loop met an error and goes on")
+            return False
+        return True
+
+    def _wake_at(self) -> float:
+        """Return when there is something to do even if nothing is heard."""
+        now = time.time()
+        times = [now + IDLE_S, self._prune_at]
+        if self._commit_at is not None:
+            times.append(self._commit_at)
+        if any(not rollout.status.final for rollout in self._rollouts.values()):
+            times.append(self._step_at)
+        if self._connected:
+            if self._subscribe_at is not None:
+                times.append(self._subscribe_at)
+            if self._link.has_room():
+                times += [
+                    t for t in (self._sender.next_due(), self._courier.next_due()) if t is not None
+                ]
+            times += [t for t in (self._ledgers[id].gap_ends() for id in self._gaps) if t]
+        return max(min(times), self._rest_until)
+
+    def _turn(self) -> None:
+        """Do what is due now."""
+        now = time.time()
+        if self._commit_at is not None and (
+            now >= self._commit_at or len(self._items) >= COMMIT_ITEMS
+        ):
+            self._commit()
+        if now >= self._step_at:
+            self._news = False
+            self._step_at = now + TICK_S
+            self._decide(now)
+        if now >= self._prune_at:
+            self._prune_at = now + PRUNE_S
+            self._prune(now)
+        if self._connected:
+            self._settle_gaps(now)
+            if self._subscribe_at is not None and now >= self._subscribe_at:
+                self._subscribe_at = None
+                self._link.subscribe()
+            self._publish(now)
+
+    def _take(self, event: Any) -> None:
+        match event:
+            case _Call():
+                _answer(event)
+            case Heard():
+                self._hear(event, time.time())
+            case LinkUp():
+                self._link_up(time.time())
+            case LinkDown():
+                self._link_down(event.reason)
+            case Drained():
+                pass
+
+    # ---- what is heard
+
+    def _link_up(self, now: float) -> None:
+        self._connected = True
+        log.info("connected to the broker at %s", self._broker_url)
+        self._tell("broker", "broker", "connected")
+        # Some brokers, just restarted, do not have their retained messages at hand yet.
+        self._subscribe_at = now + random.uniform(5.0, 15.0)  # noqa: S311
+        self._courier.everything(now)
+
+    def _link_down(self, reason: str) -> None:
+        if self._connected:
+            self._tell("broker", "broker", reason)
+        self._connected = False
+        log.warning("broker at %s: %s; trying again", self._broker_url, reason)
+
+    def _hear(self, heard: Heard, now: float) -> None:
+        id, body = heard.topic.owner, heard.body
+        if id not in self._census:
+            if len(self._census) >= MAX_DEVICES:
+                self._link.dropped["devices"] += 1
+                return
+            self._tell("device", id, "heard of for the first time")
+        clash = self._census.get(id).clash(now)
+        match body:
+            case Reported():
+                self._hear_reported(body, now, heard.retained)
+            case Status():
+                self._census.hear_status(body, now, retained=heard.retained)
+                if body.online and not heard.retained:
+                    self._courier.woke(id, now)
+            case FetchRequest():
+                self._census.hear(id, now)
+                refused = self._sender.request(id, body, now)
+                if refused is not None:
+                    log.debug("%s: fetch refused: %s", id, refused)
+                return
+            case Health() | ScoreWindow():
+                if isinstance(body, Health):
+                    self._census.hear_health(body, now)
+                else:
+                    self._census.hear(id, now)
+                if len(self._items) < MAX_BUFFERED:
+                    self._items.append(Item(body, now))
+            case CommandResult():
+                self._census.hear(id, now)
+                self._hear_result(body)
+        if self._census.get(id).clash(now) and not clash:
+            self._tell("clash", id, "two agents speak with this id")
+        self._unsaved.add(id)
+        self._commit_soon(now)
+        self._has_news(now)
+
+    def _hear_reported(self, reported: Reported, now: float, retained: bool) -> None:
+        id = reported.device
+        before = self._census.get(id).reported
+        if not self._census.hear_reported(reported, now, retained=retained):
+            return
+        self._courier.taken(id, reported.desired_revision)
+        known = {_deployment_key(d) for d in before.deployments} if before else set()
+        for deployment in reported.deployments:
+            if deployment.phase.final and _deployment_key(deployment) not in known:
+                reason = f" {deployment.reason}" if deployment.reason else ""
+                detail = f": {deployment.detail}" if deployment.detail else ""
+                release = ReleaseRef(deployment.model, deployment.version)
+                text = f"{release} {deployment.purpose} {deployment.phase}{reason}{detail}"
+                self._tell("deployment", id, text)
+        row = self._desired.get(id)
+        ahead = row is not None and reported.desired_revision > row.revision
+        if ahead and now - self._reissued.get(id, 0.0) >= REISSUE_S:
+            # We were restored from a backup: what we say must not look old to the device.
+            self._reissued[id] = now
+            self._apply([], [Assign(id, a.model, a) for a in self._orders(id).values()], [id], now)
+
+    def _hear_result(self, result: CommandResult) -> None:
+        known = self._store.command(result.device, result.id)
+        if known is not None and known[0].outcome == "waiting":
+            answered = {"outcome": result.outcome, "detail": result.detail[:500]}
+            self._store.save_command(known[0].model_copy(update=answered), known[1])
+
+    # ---- what is decided
+
+    def _has_news(self, now: float) -> None:
+        if not self._news:
+            self._news = True
+            self._step_at = min(self._step_at, now + STEP_S)
+
+    def _decide(self, now: float) -> None:
+        """Let every rollout that is not over take its step."""
+        changed: list[Rollout] = []
+        orders: list[Assign] = []
+        for rollout in list(self._rollouts.values()):
+            if not rollout.status.final:
+                after, more = step(rollout, self._census, now)
+                orders += more
+                if notable(rollout, after):
+                    changed.append(after)
+                else:
+                    self._rollouts[rollout.id] = after
+        if changed or orders:
+            self._apply(changed, orders, [], now)
+
+    def _apply(
+        self, rollouts: list[Rollout], orders: list[Assign], reissue: list[str], now: float
+    ) -> None:
+        """Store what was decided, and then make it so."""
+        assignments = {o.device: dict(self._orders(o.device)) for o in orders}
+        for o in orders:
+            if o.assignment is None:
+                assignments[o.device].pop(o.model, None)
+            else:
+                assignments[o.device][o.model] = o.assignment
+        rows = [
+            self._seal(device, assignments.get(device, self._orders(device)))
+            for device in dict.fromkeys((*assignments, *reissue))
+        ]
+        self._store.apply(
+            Change(
+                rollouts=rollouts,
+                assignments=[(o.device, o.model, o.assignment) for o in orders],
+                desired=rows,
+                events=self._rollout_events(rollouts, now),
+            )
+        )
+        self._assignments.update(assignments)
+        for rollout in rollouts:
+            self._rollouts[rollout.id] = rollout
+        for row in rows:
+            self._desired[row.device] = row
+            taken = self._census.get(row.device).revision
+            self._courier.revised(row.device, row.revision, taken, now)
+            self._allow(row.device)
+
+    def _orders(self, device: str) -> dict[str, Assignment]:
+        return self._assignments.get(device, {})
+
+    def _seal(self, device: str, assignments: dict[str, Assignment]) -> DesiredRow:
+        row = self._desired.get(device)
+        stored = row.revision if row else 0
+        revision = max(stored, self._census.get(device).revision) + 1
+        desired = Desired(
+            device=device,
+            revision=revision,
+            releases=tuple(
+                DesiredRelease(
+                    model=a.model,
+                    version=a.version,
+                    rollout=a.rollout,
+                    purpose=a.purpose,
+                    manifest=a.manifest,
+                    offers=self._offers[a.manifest],
+                    probation=a.probation,
+                )
+                for a in assignments.values()
+            ),
+        )
+        return DesiredRow(device, revision, self._sealer.seal(desired))
+
+    def _allow(self, device: str) -> None:
+        assigned = self._orders(device).values()
+        self._sender.allow(device, (o for a in assigned for o in self._offers[a.manifest]))
+
+    def _rollout_events(self, rollouts: Iterable[Rollout], now: float) -> list[EventView]:
+        events = []
+        for rollout in rollouts:
+            before = self._rollouts.get(rollout.id)
+            if before is None or (before.status, before.open) != (rollout.status, rollout.open):
+                text = f"{rollout.release} to {rollout.to}: {rollout.status}; {rollout.because}"
+                log.info("rollout %s: %s", rollout.id, text)
+                events.append(EventView(at=now, kind="rollout", subject=rollout.id, text=text))
+        return events
+
+    # ---- what is published
+
+    def _publish(self, now: float) -> None:
+        if self._link.has_room():
+            for device in self._courier.due(now, limit=64):
+                self._link.publish(Topic(Kind.DESIRED, device), self._desired[device].document)
+        if self._link.has_room():
+            for transfer, part, number in self._sender.due(now):
+                try:
+                    payload = self._blobs.read_chunk(self._transfers[transfer], part, number)
+                except OSError as error:
+                    log.error("chunk %d of %s: %s", number, transfer, error)
+                    continue
+                frame = ChunkFrame(part, number, payload)
+                kind = Kind.INDEX if part == "index" else Kind.DATA
+                self._link.publish(Topic(kind, transfer), frame.encode())
+
+    def _acknowledge(self, devices: Iterable[str]) -> None:
+        for device in devices:
+            ack = Ack(device=device, seq=self._ledgers[device].acked)
+            self._link.publish(Topic(Kind.ACK, device), encode(ack))
+
+    # ---- what is kept
+
+    def _commit_soon(self, now: float) -> None:
+        if self._commit_at is None:
+            self._commit_at = now + COMMIT_S
+
+    def _commit(self) -> None:
+        """Store telemetry, devices and events; only then acknowledge."""
+        items = self._items
+        for item in items:
+            body = item.body
+            ledger = self._ledgers.setdefault(body.device, Ledger())
+            if ledger.restarts(body.boot, body.seq):
+                self._tell("telemetry", body.device, f"counts anew from {body.seq}")
+                self._store.forget_telemetry(body.device)
+        for item in self._store.commit_telemetry(items):
+            if isinstance(item.body, ScoreWindow):
+                self._add_up(item.body)
+        self._items = []
+        for item in items:
+            self._note(item.body.device, item.body.boot, item.body.seq, item.received_at)
+        self._store.save_devices(
+            (self._census.get(id), self._ledgers.setdefault(id, Ledger()).acked)
+            for id in self._unsaved
+        )
+        self._unsaved.clear()
+        self._save_events()
+        self._commit_at = None
+        self._acknowledge(dict.fromkeys(item.body.device for item in items))
+
+    def _note(self, device: str, boot: str, seq: int, received_at: float) -> None:
+        ledger = self._ledgers[device]
+        ledger.note(boot, seq, received_at)
+        if ledger.gap_ends() is None:
+            self._gaps.discard(device)
+        else:
+            self._gaps.add(device)
+
+    def _settle_gaps(self, now: float) -> None:
+        moved = []
+        for device in list(self._gaps):
+            ends = self._ledgers[device].gap_ends()
+            if ends is not None and ends <= now:
+                self._ledgers[device].settle(now)
+                moved.append(device)
+            if self._ledgers[device].gap_ends() is None:
+                self._gaps.discard(device)
+        if moved:
+            self._unsaved.update(moved)
+            self._commit_soon(now)
+            self._acknowledge(moved)
+
+    def _add_up(self, window: ScoreWindow) -> None:
+        totals = self._totals.setdefault(window.device, {})
+        key = (window.manifest, window.variant)
+        totals[key] = totals.get(key, Totals.of(window)).plus(window)
+
+    def _tell(self, kind: str, subject: str, text: str) -> None:
+        self._events.append(EventView(at=time.time(), kind=kind, subject=subject, text=text))
+        del self._events[:-COMMIT_ITEMS]
+        self._commit_soon(time.time())
+
+    def _save_events(self) -> None:
+        self._store.add_events(self._events)
+        self._events = []
+
+    def _prune(self, now: float) -> None:
+        self._store.prune(now)
+        over = [id for id, rollout in self._rollouts.items() if rollout.status.final]
+        gone = over[: max(0, len(self._rollouts) - MAX_ROLLOUTS)]
+        if gone:
+            self._store.drop_rollouts(gone)
+            for id in gone:
+                del self._rollouts[id]
+
+    def _restore(self) -> None:
+        """Build everything from the store."""
+        for release in self._store.releases():
+            self._keep_release(release, self._offers_of(release))
+        for device, acked in self._store.devices():
+            self._census.restore(device)
+            self._ledgers[device.id] = Ledger(acked)
+        boots: dict[str, list[str]] = {}
+        for id, boot in self._store.boots():
+            boots.setdefault(id, []).append(boot)
+        for id, known in boots.items():
+            acked = self._ledgers[id].acked if id in self._ledgers else 0
+            self._ledgers[id] = Ledger(acked, tuple(known))
+        for id, boot, seq, received_at in self._store.unacked():
+            self._note(id, boot, seq, received_at)
+        for id, assignment in self._store.assignments():
+            self._assignments.setdefault(id, {})[assignment.model] = assignment
+        for rollout in self._store.rollouts():
+            self._rollouts[rollout.id] = rollout
+        for totals in self._store.totals():
+            key = (totals.manifest, totals.variant)
+            self._totals.setdefault(totals.device, {})[key] = totals
+        for row in self._store.desired():
+            self._desired[row.device] = row
+            taken = self._census.get(row.device).revision
+            self._courier.revised(row.device, row.revision, taken, time.time())
+            self._allow(row.device)
+
+    def _offers_of(self, release: Release) -> tuple[Offer, ...]:
+        files = dict.fromkeys(file.digest for file in release.manifest.all_files())
+        try:
+            return tuple(self._blobs.offer(each) for each in (release.digest, *files))
+        except OSError as error:
+            raise FleetError(
+                f"{release.manifest.ref}: a file of this release is gone: {error}",
+                "restore the whole data directory from one backup",
+            ) from error
+
+    def _keep_release(self, release: Release, offers: tuple[Offer, ...]) -> None:
+        self._releases[release.digest] = release
+        self._offers[release.digest] = offers
+        self._transfers.update({offer.transfer: offer for offer in offers})
+
+    # ---- answers to the API, on the loop
+
+    def _health(self) -> HealthView:
+        now = time.time()
+        return HealthView(
+            version=version("farflung"),
+            broker_url=self._broker_url,
+            broker_connected=self._link.connected,
+            devices=len(self._census),
+            devices_online=sum(device.online(now) for device in self._census),
+        )
+
+    def _check_new(self, manifest: Manifest) -> Release | None:
+        """Return the very same release if it is kept; refuse another one of its name."""
+        for release in self._releases.values():
+            if release.manifest.ref == manifest.ref:
+                if release.digest == manifest.digest:
+                    return release
+                raise Refusal(
+                    409,
+                    f"{manifest.ref} exists with other bytes",
+                    f"push it as version {1 + max(self._versions(manifest.model))}",
+                )
+        return None
+
+    def _add_release(
+        self, manifest: Manifest, digest: str, offers: tuple[Offer, ...]
+    ) -> tuple[ReleaseView, bool]:
+        known = self._check_new(manifest)
+        if known is not None:
+            return present.release_view(manifest, digest, known.pushed_at), False
+        now = time.time()
+        release = Release(digest, manifest, now)
+        event = EventView(at=now, kind="release", subject=str(manifest.ref), text="pushed")
+        self._store.add_release(release, event)
+        self._keep_release(release, offers)
+        return present.release_view(manifest, digest, now), True
+
+    def _list_releases(self, model: str | None) -> list[ReleaseView]:
+        chosen = [r for r in self._releases.values() if model in (None, r.manifest.model)]
+        chosen.sort(key=lambda r: (r.manifest.model, -r.manifest.version))
+        return [present.release_view(r.manifest, r.digest, r.pushed_at) for r in chosen]
+
+    def _versions(self, model: str) -> list[int]:
+        releases = self._releases.values()
+        return [r.manifest.version for r in releases if r.manifest.model == model]
+
+    def _find_release(self, model: str, version: int) -> Release:
+        for release in self._releases.values():
+            if release.manifest.ref == ReleaseRef(model, version):
+                return release
+        known = {str(release.manifest.ref) for release in self._releases.values()}
+        wanted = f"{model}@{version}"
+        raise Refusal(404, f"no release {wanted}{nearest(wanted, known)}", "fleet model list")
+
+    def _check_device(self, id: str) -> None:
+        if id not in self._census:
+            known = [device.id for device in self._census]
+            raise Refusal(404, f"no device {id!r}{nearest(id, known)}", LIST_DEVICES)
+
+    def _device(self, id: str) -> DeviceView:
+        row = self._desired.get(id)
+        totals = self._totals.get(id, {}).values()
+        revision = row.revision if row else 0
+        return present.device_view(self._census.get(id), revision, totals, time.time())
+
+    def _find_rollout(self, id: str) -> Rollout:
+        if id not in self._rollouts:
+            raise Refusal(
+                404, f"no rollout {id!r}{nearest(id, self._rollouts)}", "fleet rollout status"
+            )
+        return self._rollouts[id]
+
+    def _show_rollout(self, rollout: Rollout) -> RolloutView:
+        return present.rollout_view(rollout, self._census, time.time(), with_devices=True)
+
+    def _start_rollout(self, request: RolloutRequest) -> RolloutView:
+        now = time.time()
+        rollout = self._plan_rollout(request, now)
+        older = [
+            supersede(each, rollout.id, now)
+            for each in self._rollouts.values()
+            if each.model == rollout.model and not each.status.final
+        ]
+        rollout, orders = step(rollout, self._census, now)
+        self._apply([*older, rollout], orders, [], now)
+        return self._show_rollout(rollout)
+
+    def _plan_rollout(self, request: RolloutRequest, now: float) -> Rollout:
+        try:
+            ref = ReleaseRef.parse(request.release)
+        except ValueError as error:
+            raise Refusal(422, f"release: {error}", "fleet model list") from None
+        if not 0 <= request.max_refused_percent <= 100:
+            raise Refusal(
+                422,
+                f"max_refused_percent: expected 0 to 100, got {request.max_refused_percent}",
+            )
+        release = self._find_release(ref.model, ref.version)
+        target = parse_target(request.to)
+        devices = select(target, {device.id: device.facts for device in self._census})
+        counts = parse_waves(request.waves, len(devices))
+        for device in devices:
+            self._check_capacity(device, release)
+        last = max((int(each.removeprefix("r-")) for each in self._rollouts), default=0)
+        id = f"r-{last + 1}"
+        return Rollout(
+            id=id,
+            model=ref.model,
+            version=ref.version,
+            manifest=release.digest,
+            to=request.to,
+            shares=request.waves,
+            waves=cut(order(id, devices), counts),
+            previous={
+                device: fallback_for(
+                    self._census.get(device), self._orders(device).get(ref.model), self._rollouts
+                )
+                for device in devices
+            },
+            started_at=now,
+            probation=request.probation,
+            max_refused_percent=request.max_refused_percent,
+        )
+
+    def _check_capacity(self, device: str, release: Release) -> None:
+        others = [a for m, a in self._orders(device).items() if m != release.manifest.model]
+        offers = sum(len(self._offers[a.manifest]) for a in others)
+        if len(others) >= MAX_MODELS or offers + len(self._offers[release.digest]) > MAX_OFFERS:
+            raise Refusal(
+                422,
+                f"{device} has {len(others)} other models of {offers} files; expected at most "
+                f"{MAX_MODELS} models and {MAX_OFFERS} files together",
+                f"fleet device show {device}",
+            )
+
+    def _abort_rollout(self, id: str, reason: str) -> RolloutView:
+        now = time.time()
+        rollout = self._find_rollout(id)
+        after = abort(rollout, f"by the operator: {reason}", now)
+        if after is rollout:
+            raise Refusal(
+                409,
+                f"{id} is {rollout.status} already",
+                f"fleet rollout status {id}",
+            )
+        after, orders = step(after, self._census, now)
+        self._apply([after], orders, [], now)
+        return self._show_rollout(after)
+
+    def _send_command(self, device: str, verb: str) -> CommandView:
+        self._check_device(device)
+        if verb not in VERBS:
+            raise Refusal(422, f"verb: expected one of {', '.join(VERBS)}, got {verb[:40]!r}")
+        now = time.time()
+        show = f"fleet device show {device}"
+        if not self._link.connected:
+            raise Refusal(503, "the controller has no connection to its broker", "try again")
+        if not self._census.get(device).online(now):
+            raise Refusal(409, f"{device} is offline, and commands do not wait", show)
+        id = f"c-{secrets.token_hex(8)}"
+        expires_at = int(now) + COMMAND_S
+        view = CommandView(id=id, device=device, verb=verb, outcome="waiting")
+        self._store.save_command(view, expires_at)
+        command = Command(device=device, id=id, verb=verb, expires_at=expires_at)
+        self._link.publish(Topic(Kind.COMMAND, device, verb, id), self._sealer.seal(command))
+        self._tell("command", device, f"{verb} sent as {id}")
+        return view
+
+    def _command(self, device: str, id: str) -> CommandView:
+        known = self._store.command(device, id)
+        if known is None:
+            raise Refusal(404, f"no command {id!r} to {device}", f"fleet device show {device}")
+        view, expires_at = known
+        if view.outcome == "waiting" and time.time() > expires_at:
+            return view.model_copy(update={"outcome": "expired"})
+        return view
+
+
+def _answer(call: _Call) -> None:
+    """Run a call; its error is the caller's."""
+    try:
+        call.answer.set_result(call.run())
+    except Exception as error:
+        call.answer.set_exception(error)
+
+
+def _id(device: Any) -> str:
+    return str(device.id)
+
+
+def _deployment_key(deployment: Any) -> tuple[Any, ...]:
+    d = deployment
+    return (d.model, d.rollout, d.purpose, d.manifest, d.phase)
+
+
+def _toml(text: str) -> str:
+    """Return a TOML basic string; JSON's escapes are among its own."""
+    return json.dumps(text, ensure_ascii=True)
+
+
+def _read_or_make_key(path: Path) -> bytes:
+    """Return the 32-byte seed in `path`; make it, for our eyes only, when it is not there."""
+    try:
+        if not path.exists():
+            partial = path.with_suffix(".new")
+            partial.unlink(missing_ok=True)
+            with os.fdopen(
+                os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+            ) as f:
+                f.write(base64.b64encode(secrets.token_bytes(32)) + b"\n")
+                f.flush()
+                os.fsync(f.fileno())
+            partial.replace(path)
+        seed = base64.b64decode(path.read_bytes(), validate=False)
+    except (OSError, ValueError) as error:
+        raise FleetError(
+            f"key: cannot use {path}: {error}", "restore it from a backup: devices trust no other"
+        ) from error
+    if len(seed) != 32:
+        raise FleetError(
+            f"key: expected 32 bytes as base64 in {path}, got {len(seed)}",
+            "restore it from a backup: devices trust no other",
+        )
+    return seed
