@@ -62,7 +62,7 @@ def _explain(error: Exception) -> int:
         case _ if os.environ.get("FARFLUNG_DEBUG") == "1":
             raise error
         case FleetError():
-            _say(error.error, error.next_step)
+            _say(error.error, error.next_step or "fleet --help")
             return error.exit_code
         case BrokenPipeError():
             # The reader has seen enough; the interpreter must not try to flush the rest.

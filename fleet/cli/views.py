@@ -194,7 +194,7 @@ def _machine(device: DeviceView) -> str:
 
 def _health(device: DeviceView) -> str:
     gauges = _Gauges(device)
-    if device.health is None:
+    if device.health is None or not device.online:
         return ""
     words = [f"cpu {gauges.cpu}", f"memory {gauges.memory}", f"disk free {gauges.disk_free}"]
     if gauges.temperature is not None:
@@ -203,10 +203,10 @@ def _health(device: DeviceView) -> str:
 
 
 class _Gauges:
-    """The latest health report of a device, in words."""
+    """The latest health report of a device that is there, in words."""
 
     def __init__(self, device: DeviceView) -> None:
-        health = device.health or {}
+        health = (device.health or {}) if device.online else {}
         agent, engine = health.get("agent_cpu_percent"), health.get("engine_cpu_percent", 0.0)
         self.cpu = NOTHING if agent is None else f"{agent + engine:.0f}%"
         rss = health.get("agent_rss_bytes")

@@ -54,8 +54,9 @@ class ControllerClient:
             )
         except httpx.InvalidURL as error:
             raise self._bad_url(str(error)) from error
-        if self._http.base_url.scheme not in ("http", "https"):
-            raise self._bad_url("no http:// in front")
+        url = self._http.base_url
+        if url.scheme not in ("http", "https") or not url.host or (url.port or 1) > 65535:
+            raise self._bad_url("one of another kind")
 
     def __enter__(self) -> Self:
         return self
@@ -199,7 +200,7 @@ class ControllerClient:
     def _bad_url(self, got: str) -> ClientError:
         return ClientError(
             f"controller: expected a URL such as http://127.0.0.1:8700, got"
-            f" {self.base_url!r} ({got})",
+            f" {self.base_url!r}, {got}",
             "check --controller and FARFLUNG_CONTROLLER",
             exit_code=2,
         )

@@ -1,0 +1,184 @@
+"""`fleet rollout` over the API: whole screens, and what a watch ends with."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from fleet.core.views import RolloutRequest
+from fleet.shell.api import RunningApi, build_app, serve
+from tests.fleet.cli.conftest import Fleet
+from tests.fleet.memory import MemoryController
+from wire.twin import Probation
+
+
+def test_start_passes_on_what_was_asked_for(run: Fleet, controller: MemoryController) -> None:
+    result = run(
+        *("rollout", "start", "digits@2", "--to", "site=berlin", "--waves", "40%, 100%"),
+        *("--probation-pairs", "50", "--probation-margin", "2.5"),
+        *("--probation-deadline", "2h", "--at-deadline", "commit"),
+    )
+
+    assert controller.requests == [
+        RolloutRequest(
+            release="digits@2",
+            to="site=berlin",
+            waves=("40%", "100%"),
+            probation=Probation(
+                labelled_pairs=50, margin_bp=250, deadline_s=7200, at_deadline="commit"
+            ),
+        )
+    ]
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "r-1\n"
+        "digits@2 -> site=berlin            wave 1 of 2, running\n"
+        "  wave 1   40%  2 waiting\n"
+        "  wave 2  100%  1 waiting\n"
+        "running: wave 1 opened\n"
+    )
+    assert result.stderr == "next: fleet rollout status r-1 --watch\n"
+
+
+def test_start_without_options_asks_for_the_documented_defaults(
+    run: Fleet, controller: MemoryController
+) -> None:
+    run("rollout", "start", "digits@2")
+    run("rollout", "start", "digits@2", "--no-probation")
+
+    plain, quick = controller.requests
+    assert plain == RolloutRequest(release="digits@2")
+    assert quick.probation == Probation(labelled_pairs=0)
+
+
+def test_status_counts_waves_and_names_who_is_under_way(
+    run: Fleet, controller: MemoryController
+) -> None:
+    controller.start_rollout(RolloutRequest(release="digits@2", waves=("40%", "100%")))
+
+    first, second = run("rollout", "status", "r-1"), run("rollout", "status")
+
+    assert first.stdout == (
+        "digits@2 -> all                    wave 1 of 2, running\n"
+        "  wave 1   40%  2 fetching\n"
+        "  wave 2  100%  1 waiting\n"
+        "running: wave 1 opened\n"
+        "  cam-1  fetching 42%\n"
+        "  cam-2  fetching 42%\n"
+    )
+    assert "  cam-1  probation 120 pairs\n" in second.stdout
+
+
+def test_a_watch_logs_each_change_and_ends_done(run: Fleet) -> None:
+    result = run("rollout", "start", "digits@2", "--waves", "40%,100%", "--watch")
+
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "digits@2 -> all                    completed\n"
+        "  wave 1   40%  2 committed\n"
+        "  wave 2  100%  1 committed\n"
+        "completed: every device committed\n"
+    )
+    assert result.stderr == (
+        "r-1 digits@2 wave 1 of 2, running: 3 waiting\n"
+        "r-1 digits@2 wave 1 of 2, running: 2 fetching, 1 waiting\n"
+        "r-1 digits@2 wave 1 of 2, running: 2 probation, 1 waiting\n"
+        "r-1 digits@2 wave 2 of 2, running: 2 committed, 1 waiting\n"
+        "r-1 digits@2 wave 2 of 2, running: 2 committed, 1 fetching\n"
+        "r-1 digits@2 wave 2 of 2, running: 2 committed, 1 probation\n"
+        "r-1 digits@2 completed: 3 committed\n"
+    )
+
+
+def test_a_watch_of_a_refused_release_fails_with_the_reason(
+    run: Fleet, controller: MemoryController
+) -> None:
+    controller.bad_devices = frozenset({"cam-3"})
+
+    result = run("rollout", "start", "digits@2", "--watch")
+
+    assert result.exit_code == 1
+    assert result.stdout == (
+        "digits@2 -> all                    aborted\n"
+        "  wave 1  100%  2 committed  1 rolled back\n"
+        "aborted: 1 of 1 devices told refused it\n"
+        "  cam-3  rolled back  worse_than_champion: 27 worse, 6 better, E = 41.2\n"
+    )
+    assert result.stderr.endswith("next: fleet rollout status r-1\n")
+
+
+def test_a_watch_that_runs_out_of_time_says_still_going(
+    run: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet.cli.rollout._POLL_S", 0.6)
+
+    result = run("rollout", "start", "digits@2", "--watch", "--timeout", "1s")
+
+    assert result.exit_code == 3
+    assert "running: wave 1 opened" in result.stdout
+
+
+def test_a_watch_with_json_prints_one_document(run: Fleet) -> None:
+    result = run("rollout", "start", "digits@2", "--watch", "--json")
+
+    assert json.loads(result.stdout)["status"] == "completed"
+    assert result.stderr == ""
+
+
+def test_a_watch_outlives_a_restart_of_the_controller(
+    run: Fleet, controller: MemoryController, api: RunningApi, tmp_path: Path
+) -> None:
+    controller.start_rollout(RolloutRequest(release="digits@2"))
+    port = int(api.url.rpartition(":")[2])
+    back: list[RunningApi] = []
+
+    def restart() -> None:
+        api.stop()
+        threading.Event().wait(1.0)
+        back.append(serve(build_app(controller), "127.0.0.1", port))
+
+    looked = controller.rollout
+
+    def look_then_restart(id: str) -> object:
+        controller.rollout = looked  # type: ignore[method-assign]
+        threading.Thread(target=restart).start()
+        threading.Event().wait(0.3)
+        return looked(id)
+
+    controller.rollout = look_then_restart  # type: ignore[method-assign,assignment]
+    result = run("rollout", "status", "r-1", "--watch")
+
+    back[0].stop()
+    assert result.exit_code == 0
+    assert "; trying again\n" in result.stderr
+    assert result.stdout.endswith("completed: every device committed\n")
+
+
+def test_abort_calls_it_off_once(run: Fleet, controller: MemoryController) -> None:
+    controller.start_rollout(RolloutRequest(release="digits@2"))
+
+    first = run("rollout", "abort", "r-1", "--reason", "wrong labels")
+    second = run("rollout", "abort", "r-1")
+
+    assert first.exit_code == 0
+    assert "aborted: wrong labels\n" in first.stdout
+    assert second.exit_code == 1
+    assert second.stderr == ("error: r-1: over already, aborted\nnext: fleet rollout status r-1\n")
+
+
+def test_list_and_status_of_nothing(run: Fleet) -> None:
+    assert run("rollout", "list").stdout == "no rollouts\n"
+    assert run("rollout", "status").stderr == "next: fleet rollout start NAME@VERSION\n"
+    assert run("rollout", "status", "r-9").stderr == (
+        "error: r-9: no such rollout\nnext: fleet rollout list\n"
+    )
+
+
+def test_list_shows_the_latest_decision(run: Fleet) -> None:
+    run("rollout", "start", "digits@2", "--watch")
+
+    assert run("rollout", "list").stdout == (
+        "ROLLOUT  RELEASE   TO   STATUS     STARTED  BECAUSE\n"
+        "r-1      digits@2  all  completed  5 s ago  every device committed\n"
+    )
