@@ -1,8 +1,11 @@
 """The words between the daemon and an engine process: one JSON object a line, both ways.
 
-The daemon starts `python -m agent.engine --control FD --generation N [--tcp FD] [--unix FD]`
-with the inherited descriptors of a Unix stream socket pair and of the listening sockets. The
-engine exits by itself when the control socket reaches its end: it never outlives the daemon.
+The daemon starts `python -m agent.engine --control FD --generation N [--tcp FD] [--unix FD]
+[--blame FD]` with the inherited descriptors of a Unix stream socket pair, of the listening
+sockets and of a small file (a memfd will do). The engine exits by itself when the control socket
+reaches its end: it never outlives the daemon. While a model is loaded or invoked, the first 64
+bytes of the blame file are its name, NUL-padded, and zeros otherwise: after a crash they say whose
+it was.
 
 Frozen dataclasses of JSON values, standard library
 alone: both the small daemon and the engine import this.

@@ -1,0 +1,65 @@
+"""`python -m agent.engine`: serve one generation of models, or tell which runtimes work.
+
+The daemon starts this; see `agent.control` for the words it speaks. Beside `--control` it may
+be given `--blame FD`, a file of 64 bytes that names the model being run.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+
+def main() -> None:
+    """Run as the arguments say, and exit."""
+    # Before NumPy comes: its pool of threads would only take memory.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    args = _parser().parse_args()
+    if args.probe:
+        from agent.engine.probe import probe
+
+        sys.stdout.write(json.dumps(probe()) + "\n")
+    elif args.probe_runtime is not None:
+        from agent.engine.probe import probe_runtime
+
+        sys.stdout.write(json.dumps(probe_runtime(args.probe_runtime)) + "\n")
+    elif args.control is None:
+        _parser().error("expected --control FD or --probe; the agent starts this program itself")
+    else:
+        _serve(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("agent.engine", description="Serves one generation of models.")
+    parser.add_argument("--control", type=int, metavar="FD", help="Unix stream socket")
+    parser.add_argument("--generation", type=int, default=0, metavar="N", help="for process lists")
+    parser.add_argument("--tcp", type=int, metavar="FD", help="listening TCP socket")
+    parser.add_argument("--unix", type=int, metavar="FD", help="listening Unix socket")
+    parser.add_argument("--blame", type=int, metavar="FD", help="file that names the running model")
+    parser.add_argument("--probe", action="store_true", help="tell which runtimes work, as JSON")
+    parser.add_argument("--probe-runtime", metavar="NAME", help=argparse.SUPPRESS)
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> None:
+    import asyncio
+    import socket
+
+    from agent.engine import memory
+    from agent.engine.blame import Blame
+    from agent.engine.generation import Generation
+
+    memory.settle()
+    try:
+        control = socket.socket(fileno=args.control)
+        listeners = [socket.socket(fileno=fd) for fd in (args.tcp, args.unix) if fd is not None]
+        blame = Blame(args.blame)
+    except OSError as error:
+        _parser().error(f"expected open descriptors: {error}")
+    code = asyncio.run(Generation(control, listeners, blame).run())
+    # A thread may still be inside a model that does not return.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

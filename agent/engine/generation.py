@@ -1,0 +1,221 @@
+"""One generation of loaded models: obeys the daemon, tries, serves, shadows, drains."""
+
+import asyncio
+import gc
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from agent import control
+from agent.control import (
+    Drain,
+    Failed,
+    Host,
+    Load,
+    Note,
+    Ready,
+    Report,
+    Scores,
+    Serve,
+    ShadowStop,
+    ShadowTo,
+)
+from agent.engine import memory, priority
+from agent.engine.blame import Blame
+from agent.engine.http import HttpServer, Request
+from agent.engine.model import read_manifest, variant_of
+from agent.engine.runtimes import CannotRunError, cannot_run, ensure_imported
+from agent.engine.served import Served
+from agent.engine.serving import Answer, Api
+from agent.engine.shadow import ShadowHost
+from agent.engine.trial import Passed, try_model
+
+ORPHANED = 3
+"""Exit code when the daemon is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a trial came to: models that passed, or the first that did not."""
+
+    passed: list[Passed]
+    failed: Failed | None
+
+
+class Generation:
+    """The process's one loop: lines from the daemon in, lines to it out."""
+
+    def __init__(
+        self, control_socket: socket.socket, listeners: list[socket.socket], blame: Blame
+    ) -> None:
+        self._socket = control_socket
+        self._listeners = listeners
+        self._blame = blame
+        self._served: dict[str, Served] = {}
+        self._api = Api({})
+        self._http = HttpServer(self._handle)
+        self._writer: asyncio.StreamWriter
+        self._finished: asyncio.Future[int]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Obey until the end; return the exit code."""
+        loop = asyncio.get_running_loop()
+        self._finished = loop.create_future()
+        # A terminal's ^C goes to the whole process group; the daemon decides what ends when.
+        loop.add_signal_handler(signal.SIGINT, lambda: None)
+        loop.add_signal_handler(signal.SIGTERM, lambda: self._start(self._drain(Drain())))
+        _exit_with_daemon(self._socket)
+        reader, self._writer = await asyncio.open_connection(
+            sock=self._socket, limit=control.MAX_LINE_BYTES
+        )
+        self._start(self._obey_all(reader))
+        code = await self._finished
+        await self._writer.drain()
+        self._writer.close()
+        await self._writer.wait_closed()
+        return code
+
+    async def _obey_all(self, reader: asyncio.StreamReader) -> None:
+        while line := await reader.readline():
+            try:
+                await self._obey(control.read_to_engine(line))
+            except ValueError as error:
+                self._say(f"not obeyed: {error}")
+        self._finish(ORPHANED)
+
+    async def _obey(self, message: control.ToEngine) -> None:
+        match message:
+            case Load():
+                _start_trial(message, self._blame, self._tried)
+            case Serve():
+                priority.restore()
+                await self._http.listen(self._listeners)
+            case Host(path):
+                await self._host(path)
+            case ShadowTo(model, path, challenger):
+                served = self._served.get(model)
+                if served is None:
+                    self._say(f"shadow of {model}: no such model in this generation")
+                else:
+                    served.start_shadow(path, challenger, self._say)
+            case ShadowStop(model):
+                if model in self._served:
+                    self._served[model].stop_shadow()
+            case Report(windows):
+                self._report(windows=windows, final=False)
+            case Drain():
+                self._start(self._drain(message))
+
+    def _handle(self, request: Request) -> Answer:
+        return self._api.handle(request)
+
+    def _tried(self, outcome: _Outcome) -> None:
+        """Take up what the trial came to."""
+        if outcome.failed is not None:
+            self._send(outcome.failed)
+            self._finish(1)
+            return
+        now = int(time.time())
+        self._served = {passed.model.spec.model: Served(passed, now) for passed in outcome.passed}
+        self._api = Api(self._served)
+        # Everything loaded stays until the end: nothing for the collector to walk through.
+        gc.collect()
+        gc.freeze()
+        self._send(Ready([passed.loaded for passed in outcome.passed]))
+
+    async def _host(self, path: str) -> None:
+        self._shadow_host = ShadowHost({name: one.lane for name, one in self._served.items()})
+        try:
+            await self._shadow_host.listen(path)
+        except OSError as error:
+            self._say(f"shadow host: {path}: {error.strerror or error}")
+
+    def _report(self, *, windows: bool, final: bool) -> None:
+        now = int(time.time())
+        comparisons = [one for served in self._served.values() for one in served.comparisons()]
+        tallies = [comparison.tally() for comparison in comparisons]
+        taken = (
+            [window for served in self._served.values() for window in served.take_windows(now)]
+            if windows
+            else []
+        )
+        self._send(Scores(taken, tallies, final))
+
+    async def _drain(self, order: Drain) -> None:
+        if self._http.draining:
+            return
+        await self._http.drain(order.deadline_s)
+        for served in self._served.values():
+            served.stop_shadow()
+        self._report(windows=True, final=True)
+        self._finish(0)
+
+    def _say(self, text: str) -> None:
+        self._send(Note(text))
+
+    def _send(self, message: control.FromEngine) -> None:
+        self._writer.write(control.write(message))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _finish(self, code: int) -> None:
+        if not self._finished.done():
+            self._finished.set_result(code)
+
+
+def _start_trial(load: Load, blame: Blame, tried: Callable[[_Outcome], None]) -> None:
+    """Try the models in a thread of their own, so that the daemon is heard meanwhile."""
+    loop = asyncio.get_running_loop()
+
+    def work() -> None:
+        outcome = _try_all(load, blame)
+        loop.call_soon_threadsafe(tried, outcome)
+
+    threading.Thread(target=work, name="trial", daemon=True).start()
+
+
+def _try_all(load: Load, blame: Blame) -> _Outcome:
+    priority.lower(load.nice, load.threads)
+    passed: list[Passed] = []
+    model = load.models[0].model if load.models else ""
+    try:
+        for spec in load.models:
+            model = spec.model
+            manifest = read_manifest(spec)
+            ensure_imported(variant_of(manifest, spec).format)
+        # Only now: the libraries themselves take much address space and little memory.
+        memory.limit(load.memory_bytes)
+        for spec in load.models:
+            model = spec.model
+            passed.append(try_model(spec, load.threads, blame, golden=load.golden))
+    except CannotRunError as failure:
+        return _Outcome([], Failed(model, failure.reason, failure.detail))
+    except Exception as error:
+        unforeseen = cannot_run(error)
+        return _Outcome([], Failed(model, unforeseen.reason, unforeseen.detail))
+    return _Outcome(passed, None)
+
+
+def _exit_with_daemon(control_socket: socket.socket) -> None:
+    """End the process when the daemon's end of the control socket closes.
+
+    In a thread, since a model that never returns may hold up the event loop.
+    """
+
+    def wait() -> None:
+        poll = select.poll()
+        poll.register(control_socket.fileno(), 0)  # hang-up is told without being asked for
+        poll.poll()
+        os._exit(ORPHANED)
+
+    threading.Thread(target=wait, name="daemon-watch", daemon=True).start()

@@ -1,0 +1,428 @@
+"""HTTP/1.1 on listening sockets that are handed to us, and can be left without losing a request.
+
+Every limit ends in an answer that says so: slow senders, long heads, large bodies, too many
+connections. One request of a connection is worked on at a time; pipelined ones wait in order.
+"""
+
+import asyncio
+import enum
+import json
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import httptools
+
+MAX_HEAD_BYTES = 32 * 1024
+MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_BUFFERED_BYTES = 64 * 1024 * 1024
+"""Bodies of all connections together."""
+
+MAX_CONNECTIONS = 256
+MAX_PIPELINED = 16
+REQUEST_S = 30.0
+"""From the first byte of a request to its last."""
+
+IDLE_S = 300.0
+READ_ANSWER_S = 30.0
+LINGER_S = 2.0
+"""How long a refused sender may go on before the connection is cut."""
+
+SWEEP_S = 1.0
+IDLE_WHEN_DRAINING_S = 0.5
+"""How long a drained server waits for the next request of an idle connection."""
+
+_BACKLOG = 128
+
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    413: "Content Too Large",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+@dataclass(slots=True)
+class Request:
+    """A whole request."""
+
+    method: str
+    target: str
+    """As it was sent: path and query."""
+    headers: dict[bytes, bytes]
+    """Names in lower case."""
+    body: bytes
+    keep_alive: bool
+    came_at: float
+    """`time.perf_counter` when its last byte was read."""
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer; `headers` are whole lines, each with its line end."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: bytes = b""
+
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+
+
+def refusal(status: int, error: str) -> Response:
+    """Return an error as every client of ours gets it."""
+    return Response(status, json.dumps({"error": error}).encode())
+
+
+class HttpServer:
+    """Serves `handler` on listening sockets, until `drain`."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.draining = False
+        self.connections: set[Connection] = set()
+        self.buffered_bytes = 0
+        self._servers: list[asyncio.Server] = []
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def listen(self, sockets: list[socket.socket]) -> None:
+        """Accept on sockets that listen already, perhaps together with another process."""
+        loop = asyncio.get_running_loop()
+        for sock in sockets:
+            server = await loop.create_server(lambda: Connection(self), sock=sock, backlog=_BACKLOG)
+            self._servers.append(server)
+
+    async def drain(self, deadline_s: float) -> None:
+        """Stop accepting, answer what came, close what is idle; cut the rest at the deadline.
+
+        Our descriptors of the sockets are closed; who else listens on them is not disturbed.
+        """
+        began = time.monotonic()
+        for server in self._servers:
+            server.close()
+        self.draining = True
+        idle_until = min(IDLE_WHEN_DRAINING_S, deadline_s / 2)
+        while (waited := time.monotonic() - began) < deadline_s:
+            # Connections accepted just before are still on their way into the set.
+            if waited >= idle_until:
+                if not self.connections:
+                    return
+                for connection in list(self.connections):
+                    connection.close_if_idle()
+            await asyncio.sleep(0.02)
+        for connection in list(self.connections):
+            connection.abort()
+
+    def add(self, connection: "Connection") -> bool:
+        """Take up a connection; False when there are too many."""
+        if len(self.connections) >= MAX_CONNECTIONS:
+            return False
+        self.connections.add(connection)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        return True
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for connection in list(self.connections):
+            connection.check_time(now)
+        self._sweeper = None
+        if self.connections:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+
+class _State(enum.Enum):
+    IDLE = enum.auto()
+    READING = enum.auto()
+    """A request has begun to come and nothing is owed meanwhile."""
+    BUSY = enum.auto()
+    """An answer is owed."""
+    ENDING = enum.auto()
+    """The last answer is written; what still comes is thrown away."""
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    _transport: asyncio.Transport
+    _headers: dict[bytes, bytes]
+    _body: list[bytes]
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[Request | Response] = deque()
+        """Requests to handle and, last, a refusal of what could not be read."""
+        self._state = _State.IDLE
+        self._since = time.monotonic()
+        self._deaf = False
+        """Nothing more is read from this client."""
+        self._blocked = False
+        self._paused = False
+        self._half_closed = False
+        self._answer: asyncio.Future[Response]
+        self._begin_request()
+        self._reading = False
+
+    # -- the transport's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if not self._server.add(self):
+            self._deaf = True
+            error = f"{MAX_CONNECTIONS} connections are open already; close some"
+            self._write(refusal(503, error), keep_alive=False)
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the client; an answer under way is thrown away when it is there."""
+        self._server.connections.discard(self)
+        self._deaf = True
+        self._drop_body()
+        for item in self._queue:
+            if isinstance(item, Request):
+                self._server.buffered_bytes -= len(item.body)
+        self._queue.clear()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came and handle what is whole."""
+        if self._deaf:
+            return
+        if self._reading and not self._head_done:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(431, f"head: expected at most {MAX_HEAD_BYTES} bytes, got more")
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"expected an HTTP/1.1 request, got what is none: {error}")
+        if len(self._queue) > MAX_PIPELINED and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """Keep a half-closed connection open while an answer is owed."""
+        self._half_closed = True
+        return self._state is _State.BUSY
+
+    def pause_writing(self) -> None:
+        """The client does not read its answers: handle none of its requests meanwhile."""
+        self._blocked = True
+        self._since = time.monotonic()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._blocked = False
+        self._advance()
+
+    # -- the server's calls
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is coming or an answer is owed."""
+        if self._state is _State.IDLE:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._transport.abort()
+
+    def check_time(self, now: float) -> None:
+        """Cut or refuse a client that takes too long."""
+        waited = now - self._since
+        if self._blocked and waited > READ_ANSWER_S:
+            self._transport.abort()
+        elif self._state is _State.READING and waited > REQUEST_S:
+            self._refuse(408, f"expected a whole request within {REQUEST_S:g} s, got a part")
+            self._advance()
+        elif self._state is _State.IDLE and waited > IDLE_S:
+            self._transport.close()
+        elif self._state is _State.ENDING and waited > LINGER_S:
+            self._transport.abort()
+
+    # -- the parser's calls
+
+    def on_message_begin(self) -> None:
+        """Start a new request."""
+        self._begin_request()
+
+    def on_url(self, url: bytes) -> None:
+        """Take (a part of) the target."""
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one header."""
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Refuse what is announced as too large; tell who asks first to go on."""
+        self._head_done = True
+        length = self._headers.get(b"content-length", b"0")
+        if len(length) > 18 or int(length) > MAX_BODY_BYTES:
+            self._refuse_body(length.decode())
+        elif (
+            self._headers.get(b"expect", b"").lower() == b"100-continue"
+            and not self._deaf
+            and not self._queue
+            and self._state is not _State.BUSY
+        ):
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, data: bytes) -> None:
+        """Take a part of the body."""
+        if self._deaf:
+            return
+        self._body.append(data)
+        self._body_bytes += len(data)
+        self._server.buffered_bytes += len(data)
+        if self._body_bytes > MAX_BODY_BYTES:
+            self._refuse_body("more")
+        elif self._server.buffered_bytes > MAX_BUFFERED_BYTES:
+            self._refuse(503, f"{MAX_BUFFERED_BYTES} bytes of requests wait; send it again later")
+
+    def on_message_complete(self) -> None:
+        """Queue the request."""
+        self._reading = False
+        if self._deaf:
+            return
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body, self._body_bytes = [], 0
+        request = Request(
+            self._parser.get_method().decode("latin-1"),
+            self._target.decode("latin-1"),
+            self._headers,
+            body,
+            self._parser.should_keep_alive(),
+            time.perf_counter(),
+        )
+        self._queue.append(request)
+
+    # -- ours
+
+    def _begin_request(self) -> None:
+        self._reading = True
+        self._target = b""
+        self._headers = {}
+        self._head_bytes = 0
+        self._head_done = False
+        self._body = []
+        self._body_bytes = 0
+
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                # We decline by answering in HTTP/1.1: what follows is the next request.
+                data = data[offer.args[0] :]
+                self._parser = httptools.HttpRequestParser(self)
+
+    def _refuse(self, status: int, error: str) -> None:
+        """Make this the last answer, after those that are owed."""
+        if not self._deaf:
+            self._deaf = True
+            self._drop_body()
+            self._reading = False
+            self._queue.append(refusal(status, error))
+
+    def _refuse_body(self, got: str) -> None:
+        self._refuse(413, f"body: expected at most {MAX_BODY_BYTES} bytes, got {got}")
+
+    def _drop_body(self) -> None:
+        self._server.buffered_bytes -= self._body_bytes
+        self._body, self._body_bytes = [], 0
+
+    def _advance(self) -> None:
+        """Handle queued requests until one takes time; a long queue lets others in between."""
+        for _ in range(MAX_PIPELINED):
+            if not self._queue or self._state in (_State.BUSY, _State.ENDING) or self._blocked:
+                break
+            item = self._queue.popleft()
+            if isinstance(item, Response):
+                self._write(item, keep_alive=False)
+                self._linger()
+                return
+            self._handle(item)
+        else:
+            asyncio.get_running_loop().call_soon(self._advance)
+            return
+        if self._paused and not self._queue:
+            self._paused = False
+            self._transport.resume_reading()
+        if self._state is not _State.BUSY:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Note what we wait for."""
+        if self._state is _State.ENDING:
+            return
+        if self._half_closed and not self._queue:
+            self._transport.close()
+            return
+        state = _State.READING if self._reading else _State.IDLE
+        if state is not self._state or state is _State.IDLE:
+            self._state = state
+            self._since = time.monotonic()
+
+    def _handle(self, request: Request) -> None:
+        self._state = _State.BUSY
+        result = self._server.handler(request)
+        if isinstance(result, Response):
+            self._respond(request, result)
+        else:
+            self._answer = asyncio.ensure_future(result)
+            self._answer.add_done_callback(lambda done: self._finish(request, done))
+
+    def _finish(self, request: Request, done: "asyncio.Future[Response]") -> None:
+        if not self._transport.is_closing():
+            self._respond(request, done.result())
+            self._advance()
+        else:
+            self._server.buffered_bytes -= len(request.body)
+
+    def _respond(self, request: Request, response: Response) -> None:
+        self._server.buffered_bytes -= len(request.body)
+        self._state = _State.IDLE
+        leaving = self._server.draining and not self._queue
+        self._write(response, keep_alive=request.keep_alive and not leaving)
+        if not request.keep_alive:
+            self._deaf = True
+            self._transport.close()
+        elif leaving:
+            self._linger()
+
+    def _write(self, response: Response, *, keep_alive: bool) -> None:
+        head = b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s%s\r\n" % (
+            response.status,
+            _REASONS[response.status].encode(),
+            response.content_type,
+            len(response.body),
+            response.headers,
+            b"Connection: keep-alive\r\n" if keep_alive else b"Connection: close\r\n",
+        )
+        self._transport.write(head + response.body)
+
+    def _linger(self) -> None:
+        """End our side and let the client end its own.
+
+        Closing while it still sends would reset the connection, and could cost it the answer.
+        """
+        self._deaf = True
+        self._queue.clear()
+        self._state = _State.ENDING
+        self._since = time.monotonic()
+        if self._half_closed:
+            self._transport.close()
+        else:
+            self._transport.write_eof()

@@ -1,0 +1,236 @@
+"""One loaded model: a release's tensors by the names apps use, and what its answers mean."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from agent.control import ModelSpec
+from agent.engine.blame import Blame
+from agent.engine.runtimes import Array, CannotRunError, Port, Runtime, open_runtime
+from wire.codec import DecodeError, decode
+from wire.ids import digest_of
+from wire.manifest import Manifest, TensorSpec, Variant
+from wire.twin import Reason
+
+
+class AnswerError(Exception):
+    """The model ran and answered what no app should be given."""
+
+
+class Model:
+    """An opened variant of a release. Not for two threads at a time.
+
+    Raises:
+        CannotRunError: the files, the manifest and the model do not go together.
+    """
+
+    def __init__(self, spec: ModelSpec, threads: int, blame: Blame) -> None:
+        self.spec = spec
+        self.manifest = read_manifest(spec)
+        self.variant = variant_of(self.manifest, spec)
+        self.labels = _labels(self.manifest, spec)
+        self._blame = blame
+        self._mark = spec.model.encode()
+        blame.begin(self._mark)
+        try:
+            path = file_path(spec, self.variant.artifact.digest)
+            self.runtime: Runtime = open_runtime(self.variant.format, path, threads)
+        finally:
+            blame.end(self._mark)
+        self._in_order = _order("input", self.variant.inputs, self.runtime.inputs)
+        self._out_order = _order("output", self.variant.outputs, self.runtime.outputs)
+        self._row_by_row = _one_row_only(self.manifest, self.variant, self.runtime)
+        self.scores = _scores_output(self.manifest)
+        self._step = _step(self.manifest, self.variant, self.scores)
+
+    @property
+    def runtime_text(self) -> str:
+        """Name and version of the runtime."""
+        return f"{self.runtime.name} {self.runtime.version}"
+
+    def run(self, inputs: list[Array]) -> list[Array]:
+        """Return the outputs in the manifest's order for inputs in the manifest's order.
+
+        A model file made for one row runs once for every row of a batch.
+
+        Raises:
+            Exception: whatever the runtime raises.
+        """
+        self._blame.begin(self._mark)
+        try:
+            if self._row_by_row and inputs[0].shape[0] != 1:
+                rows = [
+                    self._run([array[row : row + 1] for array in inputs])
+                    for row in range(inputs[0].shape[0])
+                ]
+                return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+            return self._run(inputs)
+        finally:
+            self._blame.end(self._mark)
+
+    def classify(self, outputs: list[Array]) -> tuple[tuple[int, ...], list[float]]:
+        """Return the class of every row and the score of that class, 0 to 1.
+
+        Logits are turned into probabilities first, 8-bit scores into reals.
+
+        Raises:
+            AnswerError: a score is not finite.
+        """
+        if self.scores is None:
+            return (), []
+        scores = outputs[self.scores]
+        scores = scores.reshape(-1, scores.shape[-1])
+        winners = scores.argmax(axis=1)
+        reals = scores.astype(np.float64)
+        if self._step is not None:
+            scale, zero_point = self._step
+            reals = (reals - zero_point) * scale
+        tops = reals.max(axis=1)
+        if self.manifest.task.scores_are == "logits":
+            with np.errstate(invalid="ignore"):
+                tops = 1 / np.exp(reals - tops[:, None]).sum(axis=1)
+        confidences: list[float] = tops.tolist()
+        if not all(map(math.isfinite, confidences)):
+            raise AnswerError(f"{self.manifest.ref}: the model's scores are not finite")
+        return tuple(winners.tolist()), confidences
+
+    def _run(self, inputs: list[Array]) -> list[Array]:
+        outputs = self.runtime.run([inputs[place] for place in self._in_order])
+        return [outputs[place] for place in self._out_order]
+
+
+def read_manifest(spec: ModelSpec) -> Manifest:
+    """Return the manifest of a model to load.
+
+    Raises:
+        CannotRunError: it cannot be read or is another's.
+    """
+    try:
+        data = Path(spec.manifest_path).read_bytes()
+        manifest = decode(Manifest, data)
+    except OSError as error:
+        raise CannotRunError(Reason.IO_ERROR, f"manifest: {error}") from error
+    except DecodeError as error:
+        raise CannotRunError(Reason.BAD_MANIFEST, str(error)) from error
+    if digest_of(data) != spec.manifest:
+        raise CannotRunError(
+            Reason.DIGEST_MISMATCH, f"manifest: expected {spec.manifest}, got {digest_of(data)}"
+        )
+    if (manifest.model, manifest.version) != (spec.model, spec.version):
+        raise CannotRunError(
+            Reason.BAD_MANIFEST, f"expected {spec.model}@{spec.version}, got {manifest.ref}"
+        )
+    return manifest
+
+
+def file_path(spec: ModelSpec, digest: str) -> str:
+    """Return where the bytes of `digest` lie.
+
+    Raises:
+        CannotRunError: they are not among the model's files.
+    """
+    path = spec.files.get(digest)
+    if path is None or not Path(path).is_file():
+        raise CannotRunError(Reason.IO_ERROR, f"{digest}: expected a file, got {path or 'none'}")
+    return path
+
+
+def variant_of(manifest: Manifest, spec: ModelSpec) -> Variant:
+    """Return the variant to load.
+
+    Raises:
+        CannotRunError: there is none of that name.
+    """
+    try:
+        return manifest.variant(spec.variant)
+    except KeyError:
+        names = ", ".join(variant.name for variant in manifest.variants)
+        raise CannotRunError(
+            Reason.BAD_MANIFEST, f"variant: expected one of {names}, got {spec.variant}"
+        ) from None
+
+
+def _labels(manifest: Manifest, spec: ModelSpec) -> list[str]:
+    if manifest.labels is None:
+        return []
+    try:
+        text = Path(file_path(spec, manifest.labels.digest)).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise CannotRunError(
+            Reason.BAD_MANIFEST, f"{manifest.labels.name}: expected UTF-8: {error}"
+        ) from error
+    return text.splitlines()
+
+
+def _order(kind: str, wanted: tuple[TensorSpec, ...], ports: tuple[Port, ...]) -> list[int]:
+    """Return for each tensor of the manifest's variant its place in the model file."""
+    places = {port.name: place for place, port in enumerate(ports)}
+    if len(ports) != len(wanted) or set(places) != {spec.name for spec in wanted}:
+        raise CannotRunError(
+            Reason.BAD_MANIFEST,
+            f"{kind}s: the manifest has {[spec.name for spec in wanted]}, "
+            f"the model file has {[port.name for port in ports]}",
+        )
+    for spec in wanted:
+        port = ports[places[spec.name]]
+        if spec.datatype != port.datatype or not _fits(spec.shape, port.shape):
+            raise CannotRunError(
+                Reason.BAD_MANIFEST,
+                f"{kind} {spec.name}: the manifest has {spec.datatype} {list(spec.shape)}, "
+                f"the model file has {port.datatype} {list(port.shape)}",
+            )
+    return [places[spec.name] for spec in wanted]
+
+
+def _fits(said: tuple[int, ...], made: tuple[int, ...]) -> bool:
+    """Whether a manifest's shape agrees with a file's; a file for one row serves any batch."""
+    if len(said) != len(made):
+        return not made  # ONNX outputs may come without a shape
+    return all(
+        b in (a, -1) or (place == 0 and (a, b) == (-1, 1))
+        for place, (a, b) in enumerate(zip(said, made, strict=True))
+    )
+
+
+def _one_row_only(manifest: Manifest, variant: Variant, runtime: Runtime) -> bool:
+    """Whether apps may send a batch and the model file takes one row at a time.
+
+    Raises:
+        CannotRunError: the manifest's shapes are not those of its variant.
+    """
+    for theirs, mine in ((manifest.inputs, variant.inputs), (manifest.outputs, variant.outputs)):
+        for spec, inner in zip(theirs, mine, strict=True):
+            if not _fits(spec.shape, inner.shape):
+                raise CannotRunError(
+                    Reason.BAD_MANIFEST,
+                    f"{spec.name}: expected the variant's shape {list(inner.shape)}, "
+                    f"got {list(spec.shape)}",
+                )
+    return all(spec.shape[:1] == (-1,) for spec in manifest.inputs) and any(
+        port.shape[:1] == (1,) for port in runtime.inputs
+    )
+
+
+def _scores_output(manifest: Manifest) -> int | None:
+    """Return which output holds the scores, None when there are no classes."""
+    if manifest.task.kind != "classification":
+        return None
+    names = [spec.name for spec in manifest.outputs]
+    name = manifest.task.scores or names[0]
+    if name not in names or not manifest.outputs[names.index(name)].shape:
+        raise CannotRunError(
+            Reason.BAD_MANIFEST,
+            f"task: scores: expected an output of shape (batch, classes), got {name}",
+        )
+    return names.index(name)
+
+
+def _step(manifest: Manifest, variant: Variant, scores: int | None) -> tuple[float, int] | None:
+    """Return scale and zero point of integer scores."""
+    if scores is None:
+        return None
+    given = variant.outputs[scores].quantization or manifest.outputs[scores].quantization
+    if given is None or len(given.scale) != 1 or len(given.zero_point) != 1:
+        return None
+    return given.scale[0], given.zero_point[0]

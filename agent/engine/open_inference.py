@@ -1,0 +1,261 @@
+"""Open Inference Protocol v2 over REST: reading inference requests and writing answers.
+
+Tensors come as JSON or, after the JSON and told apart by `Inference-Header-Content-Length`, as
+bytes in the order of the inputs.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from agent.engine.errors import bad_request
+from agent.engine.http import Response
+from agent.engine.model import Model
+from agent.engine.runtimes import Array
+from agent.engine.tensors import (
+    DTYPES,
+    TensorError,
+    check_shape,
+    from_bytes,
+    from_json,
+    same_batch,
+    to_bytes,
+    to_list,
+)
+from wire.manifest import TensorSpec
+
+MAX_ID_CHARACTERS = 200
+_PLATFORMS = {"onnx": "onnx_onnxv1", "tflite": "tflite"}
+_EMPTY = memoryview(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An output to answer with: its place in the manifest, and how."""
+
+    place: int
+    binary: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """An inference request."""
+
+    id: str
+    """Empty when none was given."""
+    inputs: list[Array]
+    """In the manifest's order."""
+    outputs: tuple[Wanted, ...]
+
+
+def model_metadata(model: Model) -> dict[str, Any]:
+    """Describe a model."""
+    return {
+        "name": model.spec.model,
+        "versions": [str(model.spec.version)],
+        "platform": _PLATFORMS[model.variant.format],
+        "inputs": [_tensor_metadata(spec) for spec in model.manifest.inputs],
+        "outputs": [_tensor_metadata(spec) for spec in model.manifest.outputs],
+    }
+
+
+def read_inference(model: Model, header_length: bytes | None, body: bytes) -> Inference:
+    """Read a request body.
+
+    Raises:
+        HttpError: it is not one, or not one for this model.
+        TensorError: an input is not what the model expects.
+    """
+    if header_length is None:
+        fields, raw = read_object(body), _EMPTY
+    else:
+        length = _json_length(header_length, len(body))
+        raw = memoryview(body)[length:]
+        if length == 0:
+            return _raw_inference(model, raw)
+        fields = read_object(body[:length])
+    id = fields.get("id", "")
+    if not isinstance(id, str) or len(id) > MAX_ID_CHARACTERS:
+        raise bad_request(f"id: expected a string of up to {MAX_ID_CHARACTERS} characters")
+    parameters = _parameters(fields, "request")
+    binary = parameters.get("binary_data_output") is True
+    return Inference(
+        id,
+        _read_inputs(model, fields.get("inputs"), raw),
+        _read_outputs(model, fields.get("outputs"), binary),
+    )
+
+
+def write_answer(model: Model, asked: Inference, id: str, outputs: list[Array]) -> Response:
+    """Return the answer to a request.
+
+    Raises:
+        TensorError: JSON was asked for and an output is not finite.
+    """
+    parts: list[bytes] = []
+    described = []
+    for wanted in asked.outputs:
+        spec, array = model.manifest.outputs[wanted.place], outputs[wanted.place]
+        fields: dict[str, Any] = {
+            "name": spec.name,
+            "shape": array.shape,
+            "datatype": spec.datatype,
+        }
+        if wanted.binary:
+            parts.append(to_bytes(array))
+            fields["parameters"] = {"binary_data_size": len(parts[-1])}
+        else:
+            fields["data"] = to_list(array)
+        described.append(fields)
+    head = write_json(
+        {
+            "model_name": model.spec.model,
+            "model_version": str(model.spec.version),
+            "id": id,
+            "outputs": described,
+        }
+    )
+    if not parts:
+        return Response(200, head)
+    return Response(
+        200,
+        b"".join((head, *parts)),
+        b"application/octet-stream",
+        b"Inference-Header-Content-Length: %d\r\n" % len(head),
+    )
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        HttpError: it is none.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise bad_request(f"body: expected JSON: {str(error)[:200]}") from None
+    if not isinstance(value, dict):
+        raise bad_request(f"body: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_json(value: Any) -> bytes:
+    """Write JSON.
+
+    Raises:
+        TensorError: there is a NaN or an infinity in it, which JSON has no words for.
+    """
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError:
+        raise TensorError("the answer holds NaN or infinity; ask for binary_data instead") from None
+
+
+def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+
+
+def _json_length(header: bytes, body_bytes: int) -> int:
+    text = header.decode("latin-1").strip()
+    if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) > body_bytes:
+        raise bad_request(
+            f"Inference-Header-Content-Length: expected a number from 0 to the body's "
+            f"{body_bytes} bytes, got {text[:40]!r}"
+        )
+    return int(text)
+
+
+def _parameters(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    parameters = fields.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise bad_request(f"{where}: parameters: expected an object")
+    if "shared_memory_region" in parameters:
+        raise bad_request(f"{where}: shared memory is not offered; send the tensor in the body")
+    return parameters
+
+
+def _named(items: Any, kind: str, names: list[str]) -> list[tuple[int, dict[str, Any]]]:
+    """Return place and fields of each item of a list of inputs or outputs."""
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise bad_request(f"{kind}s: expected a list of objects")
+    found = []
+    for item in items:
+        name = item.get("name")
+        if name not in names:
+            raise bad_request(f"{kind}s: expected {names}, got {str(name)[:80]!r}")
+        found.append((names.index(name), item))
+    if len({place for place, _ in found}) != len(found):
+        raise bad_request(f"{kind}s: expected each of {names} once, got one twice")
+    return found
+
+
+def _read_inputs(model: Model, items: Any, raw: memoryview) -> list[Array]:
+    specs = model.manifest.inputs
+    names = [spec.name for spec in specs]
+    found = _named(items, "input", names)
+    if len(found) != len(specs):
+        got = [names[place] for place, _ in found]
+        raise bad_request(f"inputs: expected {names}, got {got}")
+    arrays: dict[int, Array] = {}
+    at = 0
+    for place, item in found:
+        arrays[place], at = _read_input(specs[place], item, raw, at)
+    if at != len(raw):
+        raise bad_request(f"body: expected {at} bytes of tensors after the JSON, got {len(raw)}")
+    inputs = [arrays[place] for place in range(len(specs))]
+    same_batch(specs, inputs)
+    return inputs
+
+
+def _read_input(
+    spec: TensorSpec, item: dict[str, Any], raw: memoryview, at: int
+) -> tuple[Array, int]:
+    """Return one input and where the next one's bytes begin."""
+    if item.get("datatype") != spec.datatype:
+        got = str(item.get("datatype"))[:40]
+        raise bad_request(f"input {spec.name}: datatype: expected {spec.datatype}, got {got}")
+    shape = check_shape(spec, item.get("shape"))
+    size = _parameters(item, f"input {spec.name}").get("binary_data_size")
+    if size is None:
+        if "data" not in item:
+            raise bad_request(f"input {spec.name}: expected data or binary_data_size, got neither")
+        return from_json(spec, shape, item["data"]), at
+    if type(size) is not int or not 0 <= size <= len(raw) - at:
+        raise bad_request(
+            f"input {spec.name}: binary_data_size: expected up to the {len(raw) - at} bytes that "
+            f"are left after the JSON (Inference-Header-Content-Length), got {str(size)[:40]}"
+        )
+    return from_bytes(spec, shape, raw[at : at + size]), at + size
+
+
+def _read_outputs(model: Model, items: Any, binary: bool) -> tuple[Wanted, ...]:
+    names = [spec.name for spec in model.manifest.outputs]
+    if items is None or items == []:
+        return tuple(Wanted(place, binary) for place in range(len(names)))
+    wanted = []
+    for place, item in _named(items, "output", names):
+        parameters = _parameters(item, f"output {names[place]}")
+        if parameters.get("classification"):
+            raise bad_request(
+                f"output {names[place]}: classification is not offered; take the scores"
+            )
+        wanted.append(Wanted(place, parameters.get("binary_data", binary) is True))
+    return tuple(wanted)
+
+
+def _raw_inference(model: Model, raw: memoryview) -> Inference:
+    """Read a body that is one input's bytes alone; its size tells a variable dimension."""
+    specs = model.manifest.inputs
+    spec = specs[0]
+    if len(specs) != 1 or spec.shape.count(-1) > 1 or spec.datatype == "BYTES":
+        raise bad_request(
+            "Inference-Header-Content-Length 0: expected a model with one input of numbers and "
+            "at most one variable dimension; send the JSON part too"
+        )
+    row = math.prod(size for size in spec.shape if size != -1) * DTYPES[spec.datatype].itemsize
+    shape = [len(raw) // max(row, 1) if size == -1 else size for size in spec.shape]
+    inputs = [from_bytes(spec, check_shape(spec, shape), raw)]
+    # Who sends raw bytes reads raw bytes, in the form every client of this protocol knows.
+    return Inference("", inputs, _read_outputs(model, None, binary=True))

@@ -1,0 +1,109 @@
+"""ONNX models, run by onnxruntime."""
+
+import mmap
+import re
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from agent.engine.runtimes import Array, CannotRunError, Port
+from wire.twin import Reason
+
+OLDEST = (1, 24, 1)
+"""Older ones read any file of the device that a model names as its external data."""
+
+_TYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+
+# TensorProto.external_data, whose first entry has the key "location".
+_EXTERNAL_DATA = re.compile(rb"\x6a[\x00-\xff]{1,2}\x0a\x08location\x12")
+
+
+class OnnxModel:
+    """An inference session on the processor, without external data.
+
+    Raises:
+        CannotRunError: the library is too old or the model has weights outside its file.
+        Exception: whatever onnxruntime raises for a model it cannot open.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, path: str, threads: int) -> None:
+        self.version = str(onnxruntime.__version__)
+        if _numbers(self.version) < OLDEST:
+            raise CannotRunError(
+                Reason.NO_RUNTIME,
+                f"onnxruntime: expected {'.'.join(map(str, OLDEST))} or newer, got {self.version}",
+            )
+        _refuse_external_data(path)
+        options = _options(threads)
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        self.inputs = tuple(_port(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_port(node) for node in self._session.get_outputs())
+        self._input_names = [port.name for port in self.inputs]
+        self._output_names = [port.name for port in self.outputs]
+
+    def run(self, inputs: list[Array]) -> list[Array]:
+        """Return the outputs in the file's order for inputs in the file's order."""
+        feed = dict(zip(self._input_names, inputs, strict=True))
+        outputs: list[Array] = self._session.run(self._output_names, feed)
+        return outputs
+
+
+def _options(threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # The arena keeps its peak for ever, and patterns are kept for every batch size seen.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    # Idle pool threads would otherwise spin on a core that others need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # What goes wrong is raised; the same text on standard error would only repeat it.
+    options.log_severity_level = 4
+    return options
+
+
+def _refuse_external_data(path: str) -> None:
+    with Path(path).open("rb") as file:
+        if Path(path).stat().st_size == 0:
+            raise CannotRunError(Reason.BAD_ARTIFACT, "the model file is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = _EXTERNAL_DATA.search(data)
+    if found is not None:
+        raise CannotRunError(
+            Reason.BAD_ARTIFACT,
+            "the model keeps weights outside its file (ONNX external data); "
+            "save it as one file and push that",
+        )
+
+
+def _port(node: Any) -> Port:
+    datatype = _TYPES.get(node.type)
+    if datatype is None:
+        raise CannotRunError(
+            Reason.LOAD_FAILED, f"{node.name}: expected a dense tensor, got {node.type}"
+        )
+    shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape or ())
+    return Port(node.name, datatype, shape)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

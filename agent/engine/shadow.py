@@ -1,0 +1,268 @@
+"""Copies of live inputs to a challenger in another process, and its answers back.
+
+A frame is two big-endian u32, the lengths of a JSON header and of the payload, then both. A
+request's header is {"model", "tensors": [{"shape", "bytes"}]}, its payload the tensors in the
+manifest's order as `tensors.to_bytes` makes them. The answer's header is {"classes": [...]},
+{"tensors": [...]} where the task has no classes, or {"error": "..."}.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent.engine.comparison import Comparison, Outcome
+from agent.engine.lane import Lane
+from agent.engine.model import Model
+from agent.engine.runtimes import Array
+from agent.engine.tensors import check_shape, from_bytes, to_bytes
+from wire.manifest import TensorSpec
+
+MAX_WAITING = 64
+MAX_WAITING_BYTES = 32 * 1024 * 1024
+ANSWER_S = 10.0
+FIRST_RETRY_S = 0.05
+LONGEST_RETRY_S = 5.0
+RELATIVE_TOLERANCE = 1e-3
+MAX_HEADER_BYTES = 1024 * 1024
+MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+
+_LENGTHS = struct.Struct(">II")
+# What reading a peer's header and tensors may raise; FrameError and TensorError are ValueErrors.
+_MALFORMED = (KeyError, TypeError, ValueError)
+
+Say = Callable[[str], None]
+
+
+class FrameError(ValueError):
+    """What came is not a frame of ours; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """An input on its way to the challenger, with the champion's answer."""
+
+    inputs: list[Array]
+    outputs: list[Array]
+    outcome: Outcome
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(array.nbytes for array in (*self.inputs, *self.outputs))
+
+
+class ShadowFeed:
+    """Feeds one comparison. Never waits for room: what finds none is dropped and counted."""
+
+    def __init__(self, model: Model, path: str, comparison: Comparison, say: Say) -> None:
+        self.comparison = comparison
+        self._model = model
+        self._path = path
+        self._say = say
+        self._waiting: deque[_Copy] = deque()
+        self._waiting_bytes = 0
+        self._in_hand: _Copy | None = None
+        self._filled = asyncio.Event()
+        self._silent = False
+        self._retry_s = FIRST_RETRY_S
+        self._task = asyncio.create_task(self._feed())
+
+    def offer(self, inputs: list[Array], outputs: list[Array], outcome: Outcome) -> None:
+        """Queue a copy of a request that the champion has answered."""
+        copy = _Copy(inputs, outputs, outcome)
+        size = copy.size_bytes
+        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
+            self.comparison.counts.dropped += outcome.rows
+            return
+        self._waiting.append(copy)
+        self._waiting_bytes += size
+        self._filled.set()
+
+    def stop(self) -> None:
+        """End the copying; what still waits counts as dropped."""
+        self._task.cancel()
+        rest = [*self._waiting, *([self._in_hand] if self._in_hand else [])]
+        self.comparison.counts.dropped += sum(copy.outcome.rows for copy in rest)
+        self._waiting.clear()
+        self._in_hand = None
+        self.comparison.ended = True
+
+    async def _feed(self) -> None:
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(self._path)
+            except OSError as error:
+                await self._wait_for_challenger(error)
+                continue
+            try:
+                await self._exchange(reader, writer)
+            except (OSError, EOFError, TimeoutError, *_MALFORMED) as error:
+                self._lost_one()
+                await self._wait_for_challenger(error)
+            finally:
+                writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            while not self._waiting:
+                self._filled.clear()
+                await self._filled.wait()
+            self._in_hand = copy = self._waiting.popleft()
+            self._waiting_bytes -= copy.size_bytes
+            header, payload = _pack(copy.inputs)
+            async with asyncio.timeout(ANSWER_S):
+                _write(writer, {"model": self._model.spec.model, **header}, payload)
+                await writer.drain()
+                answer, raw = await _read(reader)
+            self._take(copy, answer, raw)
+            self._in_hand = None
+            self._answers_again()
+
+    def _take(self, copy: _Copy, answer: dict[str, Any], raw: memoryview) -> None:
+        if "error" in answer:
+            self.comparison.counts.errors += copy.outcome.rows
+        elif copy.outcome.classes:
+            self.comparison.answered(copy.outcome, _classes(answer))
+        else:
+            theirs = _unpack(self._model.manifest.outputs, answer, raw)
+            tolerance = self._model.variant.golden_tolerance
+            self.comparison.answered_alike(alike(copy.outputs, theirs, tolerance))
+
+    def _lost_one(self) -> None:
+        if self._in_hand is not None:
+            self.comparison.counts.errors += self._in_hand.outcome.rows
+            self._in_hand = None
+
+    async def _wait_for_challenger(self, error: Exception) -> None:
+        # A challenger that is told to listen just now needs a moment: no word of that.
+        if self._retry_s > 8 * FIRST_RETRY_S and not self._silent:
+            self._silent = True
+            why = str(error) or type(error).__name__
+            self._say(f"shadow of {self._model.spec.model}: the challenger is silent: {why}")
+        await asyncio.sleep(self._retry_s)
+        self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
+
+    def _answers_again(self) -> None:
+        self._retry_s = FIRST_RETRY_S
+        if self._silent:
+            self._silent = False
+            self._say(f"shadow of {self._model.spec.model}: the challenger answers again")
+
+
+class ShadowHost:
+    """Answers copies of a champion's inputs on a Unix socket that only our user may open."""
+
+    def __init__(self, lanes: dict[str, Lane]) -> None:
+        self._lanes = lanes
+
+    async def listen(self, path: str) -> None:
+        """Bind and answer from now on.
+
+        Raises:
+            OSError: the path cannot be bound.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            Path(path).unlink()
+        before = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._answer_all, path)
+        finally:
+            os.umask(before)
+
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, EOFError, *_MALFORMED):
+            while True:
+                header, raw = await _read(reader)
+                try:
+                    answer, payload = await self._answer(header, raw)
+                except Exception as error:
+                    answer, payload = {"error": f"{type(error).__name__}: {error}"[:400]}, []
+                _write(writer, answer, payload)
+                await writer.drain()
+        writer.close()
+
+    async def _answer(
+        self, header: dict[str, Any], raw: memoryview
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        lane = self._lanes[str(header.get("model"))]
+        specs = lane.model.manifest.inputs
+        inputs = _unpack(specs, header, raw)
+        for spec, array in zip(specs, inputs, strict=True):
+            check_shape(spec, list(array.shape))
+        if lane.is_quick(inputs):
+            outputs = lane.model.run(inputs)
+        else:
+            outputs = await lane.queue(inputs)
+        if lane.model.scores is None:
+            return _pack(outputs)
+        return {"classes": lane.model.classify(outputs)[0]}, []
+
+
+def alike(ours: list[Array], theirs: list[Array], tolerance: float) -> bool:
+    """Whether two answers differ by no more than `tolerance` or a thousandth of ours."""
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine.shape != other.shape:
+            return False
+        if mine.dtype.kind in "OSU":
+            if (mine != other).any():
+                return False
+            continue
+        real = mine.astype(np.float64)
+        gap = np.abs(real - other.astype(np.float64)).max(initial=0.0)
+        if not gap <= max(tolerance, RELATIVE_TOLERANCE * float(np.abs(real).max(initial=0.0))):
+            return False
+    return True
+
+
+def _classes(answer: dict[str, Any]) -> tuple[int, ...]:
+    classes = answer.get("classes")
+    if not isinstance(classes, list) or not all(type(item) is int for item in classes):
+        raise FrameError(f"expected classes, got {list(answer)}")
+    return tuple(classes)
+
+
+def _pack(arrays: list[Array]) -> tuple[dict[str, Any], list[bytes]]:
+    payload = [to_bytes(array) for array in arrays]
+    tensors = [
+        {"shape": array.shape, "bytes": len(data)}
+        for array, data in zip(arrays, payload, strict=True)
+    ]
+    return {"tensors": tensors}, payload
+
+
+def _unpack(specs: tuple[TensorSpec, ...], header: dict[str, Any], raw: memoryview) -> list[Array]:
+    arrays, at = [], 0
+    for spec, tensor in zip(specs, header["tensors"], strict=True):
+        end = at + tensor["bytes"]
+        arrays.append(from_bytes(spec, tuple(tensor["shape"]), raw[at:end]))
+        at = end
+    return arrays
+
+
+def _write(writer: asyncio.StreamWriter, header: dict[str, Any], payload: list[bytes]) -> None:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    lengths = _LENGTHS.pack(len(text), sum(map(len, payload)))
+    writer.writelines([lengths, text, *payload])
+
+
+async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, Any], memoryview]:
+    header_bytes, payload_bytes = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
+    if header_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
+        raise FrameError(f"expected a shorter frame, got {header_bytes} + {payload_bytes} bytes")
+    header = await reader.readexactly(header_bytes)
+    payload = await reader.readexactly(payload_bytes)
+    try:
+        fields = json.loads(header)
+    except ValueError as error:
+        raise FrameError(f"expected JSON, got {header[:40]!r}") from error
+    if not isinstance(fields, dict):
+        raise FrameError(f"expected an object, got {header[:40]!r}")
+    return fields, memoryview(payload)

@@ -1,0 +1,200 @@
+"""Tensors as apps send them: JSON or bytes, checked against what the model expects."""
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from agent.engine.runtimes import DATATYPE_OF, Array
+from wire.manifest import TensorSpec
+
+DTYPES: dict[str, np.dtype[Any]] = {name: dtype for dtype, name in DATATYPE_OF.items()}
+"""Open Inference Protocol name -> NumPy element type; BYTES is not among them."""
+
+_LENGTH = struct.Struct("<I")
+
+
+class TensorError(ValueError):
+    """What an app sent is not the tensor that the model expects; the message says why."""
+
+
+def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
+    """Return `shape` as a tuple when `spec` allows it.
+
+    Raises:
+        TensorError: it is no list of positive integers, or one that does not fit.
+    """
+    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+        raise TensorError(
+            f"input {spec.name}: shape: expected positive integers, got {_short(shape)}"
+        )
+    if len(shape) != len(spec.shape) or any(
+        want not in (-1, size) for want, size in zip(spec.shape, shape, strict=True)
+    ):
+        raise TensorError(
+            f"input {spec.name}: shape: expected {list(spec.shape)} (-1: any size), "
+            f"got {_short(shape)}"
+        )
+    return tuple(shape)
+
+
+def from_json(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> Array:
+    """Return the tensor that JSON numbers, flat or nested as `shape`, stand for.
+
+    Raises:
+        TensorError: ragged, of another size, of another kind, out of range or not finite.
+    """
+    if spec.datatype == "BYTES":
+        return _texts(spec, shape, data)
+    try:
+        plain = np.array(data)
+    except (ValueError, OverflowError) as error:
+        raise TensorError(f"input {spec.name}: data: expected numbers, got ragged lists") from error
+    if plain.size != math.prod(shape) or (plain.ndim > 1 and plain.shape != shape):
+        raise TensorError(
+            f"input {spec.name}: data: expected {math.prod(shape)} values in shape {list(shape)}, "
+            f"got {plain.size} in {list(plain.shape)}"
+        )
+    return _cast(spec, plain).reshape(shape)
+
+
+def nested_from_json(spec: TensorSpec, data: Any) -> Array:
+    """Return the tensor that nested JSON lists stand for; their nesting is its shape.
+
+    Raises:
+        TensorError: as `check_shape` and `from_json`.
+    """
+    shape: list[int] = []
+    level = data
+    while isinstance(level, list) and len(shape) < len(spec.shape) + 1:
+        shape.append(len(level))
+        level = level[0] if level else None
+    return from_json(spec, check_shape(spec, shape), data)
+
+
+def from_bytes(spec: TensorSpec, shape: tuple[int, ...], raw: memoryview) -> Array:
+    """Return the tensor in `raw`: row-major, little-endian; BYTES are u32 length + bytes.
+
+    Raises:
+        TensorError: of another size, or not finite.
+    """
+    if spec.datatype == "BYTES":
+        return _texts(spec, shape, _split(spec, raw))
+    dtype = DTYPES[spec.datatype]
+    expected = math.prod(shape) * dtype.itemsize
+    if len(raw) != expected:
+        raise TensorError(
+            f"input {spec.name}: expected {expected} bytes for {spec.datatype} "
+            f"{list(shape)}, got {len(raw)}"
+        )
+    if spec.datatype == "BOOL" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
+        raise TensorError(f"input {spec.name}: expected bytes of 0 or 1 for BOOL")
+    array: Array = np.frombuffer(raw, dtype).reshape(shape)
+    if not array.flags.aligned:
+        array = array.copy()
+    return _finite(spec, array)
+
+
+def to_bytes(array: Array) -> bytes:
+    """Return a tensor as it travels: row-major, little-endian; BYTES as u32 length + bytes."""
+    if array.dtype.kind != "O":
+        return array.tobytes()
+    texts = [_encoded(text) for text in array.ravel()]
+    return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
+
+
+def to_list(array: Array) -> list[Any]:
+    """Return the elements, flat and row-major, as JSON values."""
+    flat: list[Any] = array.ravel().tolist()
+    if array.dtype.kind == "O":
+        return [_encoded(text).decode(errors="replace") for text in flat]
+    return flat
+
+
+def same_batch(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> None:
+    """Check that tensors with a variable first dimension agree in it.
+
+    Raises:
+        TensorError: they do not.
+    """
+    rows = {
+        spec.name: array.shape[0]
+        for spec, array in zip(specs, arrays, strict=True)
+        if spec.shape and spec.shape[0] == -1
+    }
+    if len(set(rows.values())) > 1:
+        raise TensorError(f"inputs: expected one batch size, got {rows}")
+
+
+def _cast(spec: TensorSpec, plain: Array) -> Array:
+    dtype = DTYPES[spec.datatype]
+    kinds, wanted = _KINDS[dtype.kind]
+    if plain.dtype.kind not in kinds:
+        raise TensorError(
+            f"input {spec.name}: data: expected {wanted} for {spec.datatype}, "
+            f"got {_short(plain.ravel()[:1].tolist())}"
+        )
+    if dtype.kind in "iu":
+        bounds = np.iinfo(dtype)
+        low, high = int(plain.min()), int(plain.max())
+        if low < bounds.min or high > bounds.max:
+            raise TensorError(
+                f"input {spec.name}: data: expected {spec.datatype} from {bounds.min} "
+                f"to {bounds.max}, got {low if low < bounds.min else high}"
+            )
+    with np.errstate(over="ignore"):
+        return _finite(spec, plain.astype(dtype))
+
+
+_KINDS = {
+    "b": ("b", "true and false"),
+    "i": ("iu", "integers"),
+    "u": ("iu", "integers"),
+    "f": ("fiu", "numbers"),
+}
+
+
+def _finite(spec: TensorSpec, array: Array) -> Array:
+    # An 8-bit model turns NaN into a plausible answer, so it must not get that far.
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        place = int(np.argmin(np.isfinite(array.ravel())))
+        raise TensorError(
+            f"input {spec.name}: expected finite numbers, got {array.ravel()[place]} "
+            f"at element {place}"
+        )
+    return array
+
+
+def _texts(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> Array:
+    flat = np.array(data, dtype=object).reshape(-1)
+    if flat.size != math.prod(shape) or not all(isinstance(text, str) for text in flat):
+        raise TensorError(
+            f"input {spec.name}: data: expected {math.prod(shape)} strings, got {_short(data)}"
+        )
+    return flat.reshape(shape)
+
+
+def _split(spec: TensorSpec, raw: memoryview) -> list[str]:
+    texts, at = [], 0
+    while at < len(raw):
+        end = at + _LENGTH.size
+        length = _LENGTH.unpack_from(raw, at)[0] if end <= len(raw) else len(raw)
+        if end + length > len(raw):
+            raise TensorError(f"input {spec.name}: expected u32 length + bytes, got a cut element")
+        try:
+            texts.append(str(raw[end : end + length], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise TensorError(f"input {spec.name}: expected UTF-8 text: {error}") from error
+        at = end + length
+    return texts
+
+
+def _encoded(text: Any) -> bytes:
+    return text if isinstance(text, bytes) else str(text).encode()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
