@@ -157,6 +157,8 @@ class EngineExited:
     code: int
     model: str = ""
     """The model that was being invoked, when the engine left word of it."""
+    detail: str = ""
+    """The last line it wrote to its standard error, for people."""
 
 
 @dataclass(frozen=True, slots=True)

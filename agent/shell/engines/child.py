@@ -1,0 +1,263 @@
+"""One engine process: its start, its words, its end.
+
+A thread reads its control socket and its standard error, posts events, and ends with it.
+Engines end by themselves when the control socket closes, so none outlives the daemon, however
+that ends.
+"""
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+from pydantic import TypeAdapter
+
+from agent import control
+from agent.control import FromEngine, ToEngine
+from agent.core.events import EngineExited, EngineFailed, EngineReady, Event, ScoresCame
+from wire.ids import check_id
+from wire.twin import Reason
+
+log = logging.getLogger(__name__)
+
+BLAME_BYTES = 64
+STDERR_KEPT_BYTES = 2048
+MAX_NOTES = 200
+"""Lines for the log from one process."""
+SEND_TIMEOUT_S = 2.0
+"""An engine that leaves its control socket full for so long does not read it any more."""
+EXIT_GRACE_S = 5.0
+"""From the end of the control socket to the end of the process."""
+
+
+class Child:
+    """One generation's process."""
+
+    def __init__(self, generation: int, post: Callable[[Event], None]) -> None:
+        """Prepare; `start` makes the process."""
+        self.generation = generation
+        self.shadow_path = ""
+        """Where it answers shadow requests, once it was told to."""
+        self._post = post
+        self._control, self._theirs = socket.socketpair()
+        self._control.settimeout(SEND_TIMEOUT_S)
+        self._blame = os.memfd_create("blame")
+        os.ftruncate(self._blame, BLAME_BYTES)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+        self._failed = False
+        self._tail = b""
+        self._notes_left = MAX_NOTES
+        self._drain_timer: threading.Timer | None = None
+        self._thread = threading.Thread(target=self._run, name=f"engine-{generation}", daemon=True)
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before it started."""
+        return self._process.pid if self._process is not None else 0
+
+    def start(
+        self,
+        command: Sequence[str],
+        sockets: Mapping[str, int],
+        environ: Mapping[str, str],
+        first: ToEngine,
+        timeout_s: float,
+    ) -> None:
+        """Make the process and send it `first`; it must be ready within `timeout_s`.
+
+        Raises:
+            OSError: the command cannot be run.
+        """
+        arguments = ["--control", str(self._theirs.fileno()), "--generation", str(self.generation)]
+        arguments += ["--blame", str(self._blame)]
+        for name, fd in sockets.items():
+            arguments += [f"--{name}", str(fd)]
+        try:
+            self._process = subprocess.Popen(
+                [*command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environ,
+                pass_fds=(self._theirs.fileno(), self._blame, *sockets.values()),
+                # A Ctrl-C in the daemon's terminal is the daemon's business.
+                process_group=0,
+            )
+        except OSError:
+            self._control.close()
+            os.close(self._blame)
+            raise
+        finally:
+            self._theirs.close()
+        self._start_by = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
+        self.send(first)
+        self._thread.start()
+
+    def send(self, message: ToEngine) -> None:
+        """Tell it something. One that does not listen any more is killed."""
+        try:
+            self._control.sendall(control.write(message))
+        except TimeoutError:
+            self._give_up(Reason.HUNG, "it does not read its control socket")
+        except OSError:
+            return  # it has ended; its thread says so
+
+    def drain(self, deadline_s: float, grace_s: float) -> None:
+        """Let it finish what it has; kill it when it takes longer."""
+        if self._drain_timer is None:
+            self._drain_timer = threading.Timer(deadline_s + grace_s, self.kill)
+            self._drain_timer.daemon = True
+            self._drain_timer.start()
+            self.send(control.Drain(deadline_s))
+
+    def kill(self) -> None:
+        """End the process now."""
+        if self._process is not None:
+            self._process.kill()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until it ended and its events were posted."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    @property
+    def running(self) -> bool:
+        """Whether its EngineExited is still to come."""
+        return self._thread.is_alive()
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        assert self._process is not None
+        stderr = self._process.stderr
+        assert stderr is not None
+        try:
+            self._listen(stderr.fileno())
+        except Exception as error:  # its end must be told whatever it said before
+            log.error("engine %d: unexpected %r", self.generation, error)
+        code = self._wait()
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+        os.set_blocking(stderr.fileno(), False)
+        with contextlib.suppress(OSError):
+            self._hear(os.read(stderr.fileno(), STDERR_KEPT_BYTES))
+        blamed = self._blamed() if code != 0 else ""
+        self._control.close()
+        stderr.close()
+        os.close(self._blame)
+        self._post(EngineExited(self.generation, code, blamed, self._last_words(code)))
+
+    def _listen(self, stderr: int) -> None:
+        """Read until the control socket ends or the time to get ready is over."""
+        waiting = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ)
+            selector.register(stderr, selectors.EVENT_READ)
+            while True:
+                left = None if self._ready else self._start_by - time.monotonic()
+                if left is not None and left <= 0:
+                    self._give_up(Reason.HUNG, f"not ready within {self._timeout_s:.0f} s")
+                    return
+                for key, _ in selector.select(left):
+                    if key.fd == stderr:
+                        data = os.read(stderr, 4096)
+                        if not data:
+                            selector.unregister(stderr)
+                        self._hear(data)
+                        continue
+                    try:
+                        data = self._control.recv(65536)
+                    except ConnectionError:
+                        data = b""
+                    if not data:
+                        return
+                    *lines, waiting = (waiting + data).split(b"\n")
+                    if len(waiting) > control.MAX_LINE_BYTES or not all(map(self._take, lines)):
+                        self._give_up(Reason.CRASHED, "it does not keep to the control protocol")
+                        return
+
+    def _take(self, line: bytes) -> bool:
+        try:
+            event = self._event(_checked(control.read_from_engine(line)))
+        except ValueError as error:
+            log.warning("engine %d: %s", self.generation, str(error).splitlines()[0][:300])
+            return False
+        if event is not None:
+            self._post(event)
+        return True
+
+    def _event(self, message: FromEngine) -> Event | None:
+        match message:
+            case control.Ready(models):
+                self._ready = True
+                return EngineReady(self.generation, tuple(models))
+            case control.Failed(model, reason, detail):
+                self._failed = True
+                self._start_by = time.monotonic() + EXIT_GRACE_S
+                return EngineFailed(self.generation, model[:60], Reason(reason), detail[:480])
+            case control.Scores(windows, tallies):
+                return ScoresCame(self.generation, tuple(windows), tuple(tallies))
+            case control.Note(text) if self._notes_left > 0:
+                self._notes_left -= 1
+                log.info("engine %d: %s", self.generation, text[:300])
+        return None
+
+    def _give_up(self, reason: Reason, detail: str) -> None:
+        self.kill()
+        if not self._failed:
+            self._failed = True
+            self._post(EngineFailed(self.generation, self._blamed(), reason, detail))
+
+    def _wait(self) -> int:
+        assert self._process is not None
+        try:
+            return self._process.wait(EXIT_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def _hear(self, data: bytes) -> None:
+        self._tail = (self._tail + data)[-STDERR_KEPT_BYTES:]
+        for line in data.decode("utf-8", "replace").splitlines():
+            log.debug("engine %d: %s", self.generation, line[:300])
+
+    def _last_words(self, code: int) -> str:
+        if code == 0:
+            return ""
+        how = f"ended with code {code}"
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                how = f"ended by {signal.Signals(-code).name}"
+        lines = self._tail.decode("utf-8", "replace").strip().splitlines()
+        return f"{how}: {lines[-1].strip()[:300]}" if lines else how
+
+    def _blamed(self) -> str:
+        """Return the model it was running, if it left a name that can be one."""
+        with contextlib.suppress(OSError, ValueError):
+            name = os.pread(self._blame, BLAME_BYTES, 0).rstrip(b"\0").decode("ascii")
+            return check_id(name)
+        return ""
+
+
+_KINDS: dict[type[FromEngine], TypeAdapter[FromEngine]] = {
+    kind: TypeAdapter(kind)
+    for kind in (control.Ready, control.Failed, control.Scores, control.Note)
+}
+
+
+def _checked(message: FromEngine) -> FromEngine:
+    """Return `message` when every field is of its type: a model may have taken the engine over.
+
+    Raises:
+        ValueError: one is not.
+    """
+    return _KINDS[type(message)].validate_python(asdict(message))
