@@ -271,7 +271,7 @@ def test_no_engine_outlives_a_killed_agent(tmp_path: Path) -> None:
 
 def _alive(pid: int) -> bool:
     try:
-        return str(psutil.Process(pid).status()) != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
