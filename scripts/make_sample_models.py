@@ -19,6 +19,7 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,8 +63,8 @@ def train(split: digits.Split) -> list[release.Trained]:
 
 
 def _fit(
-    version: int, start: "network.nn.Sequential", data: digits.Digits, *, epochs: int, rate: float
-) -> "network.nn.Sequential":
+    version: int, start: network.Network, data: digits.Digits, *, epochs: int, rate: float
+) -> network.Network:
     def report(epoch: int, loss: float) -> None:
         if sys.stdout.isatty() or epoch == epochs:
             end = "\n" if epoch == epochs else "\r"
@@ -96,7 +97,7 @@ def build(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _hushed() -> "contextlib.AbstractContextManager[None]":
+def _hushed() -> Iterator[None]:
     """Keep the quantizers' own bars and advice out of the way."""
     logging.disable(logging.WARNING)
     try:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ INK = 16.0
 
 BATCH = 32
 
+Network: TypeAlias = nn.Sequential
+
 Weights = dict[str, NDArray[np.float32]]
 """`conv1`..`conv3` (out, in, 3, 3), `dense` (classes, height, width, channels), and `*_bias`."""
 
@@ -25,7 +28,7 @@ def repeatable() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def fresh(seed: int) -> nn.Sequential:
+def fresh(seed: int) -> Network:
     """Return an untrained network: float32 (batch, 1, 8, 8), 0-1, to logits (batch, 10)."""
     torch.manual_seed(seed)
     return nn.Sequential(
@@ -43,14 +46,14 @@ def fresh(seed: int) -> nn.Sequential:
 
 
 def fit(
-    start: nn.Sequential,
+    start: Network,
     digits: Digits,
     *,
     epochs: int,
     rate: float,
     seed: int,
     report: Callable[[int, float], None],
-) -> nn.Sequential:
+) -> Network:
     """Return `start` trained further on `digits`; `start` itself stays as it was."""
     network = copy.deepcopy(start)
     images = torch.from_numpy(digits.images.transpose(0, 3, 1, 2) / np.float32(INK))
@@ -69,7 +72,7 @@ def fit(
     return network
 
 
-def weights_of(network: nn.Sequential) -> Weights:
+def weights_of(network: Network) -> Weights:
     """Return the weights for images of 0-16: the first convolution takes the division in."""
     conv1, conv2, conv3, dense = (network[place] for place in (0, 2, 5, 9))
     named = {"conv1": conv1, "conv2": conv2, "conv3": conv3, "dense": dense}

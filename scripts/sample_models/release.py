@@ -189,7 +189,8 @@ def _baseline(digits: Digits, answers: Answers) -> Baseline:
 
 
 def _equal_counts(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)).round(6))
+    edges: NDArray[np.float64] = np.quantile(values, np.linspace(0, 1, BINS + 1))
+    return np.unique(edges.round(6))
 
 
 def _feature(name: str, values: NDArray[np.float64], edges: NDArray[np.float64]) -> FeatureBaseline:
