@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -94,9 +95,13 @@ class Broker:
 
 
 def start_mosquitto(
-    directory: Path, *, user: str | None = None, password: str | None = None
+    directory: Path,
+    *,
+    user: str | None = None,
+    password: str | None = None,
+    settings: Sequence[str] = (),
 ) -> Broker:
-    """Start mosquitto with its store in `directory`."""
+    """Start mosquitto with its store in `directory`; `settings` are further lines for its file."""
     port = free_port()
     home = directory / "mosquitto"
     home.mkdir(parents=True, exist_ok=True)
@@ -108,6 +113,7 @@ def start_mosquitto(
         f"persistence_location {home}/",
         "max_queued_messages 0",
         "max_queued_bytes 67108864",
+        *settings,
     ]
     if user is None or password is None:
         lines.append("allow_anonymous true")

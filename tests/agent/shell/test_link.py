@@ -122,11 +122,12 @@ def linked(
     nonce: str = "n1",
     post: Callable[[Event], None] | None = None,
     password: str | None = None,
+    ca_file: Path | None = None,
     resubscribe_s: tuple[float, float] = (60.0, 60.0),
 ) -> Iterator[tuple[Link, Ear]]:
     ear = Ear()
     link = Link(
-        BrokerConfig(url=url, username=password and "user", password=password),
+        BrokerConfig(url=url, ca_file=ca_file, username=password and "user", password=password),
         device=DEVICE,
         verifier=Verifier((SEALER.public,)),
         nonce=nonce,
@@ -204,6 +205,34 @@ def test_a_wrong_password_and_an_unknown_host_are_named(
     assert f"no broker at {broker.url}: refused: Not authorized; trying again" in lines
     assert sum("refused" in line for line in lines) == 1
     assert sum("nowhere.invalid" in line for line in lines) == 1
+
+
+def test_tls_needs_a_certificate_that_the_ca_file_vouches_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, other = certificate(tmp_path / "mine"), certificate(tmp_path / "other")
+    settings = [f"certfile {mine}", f"keyfile {mine.with_name('key.pem')}"]
+    with start_mosquitto(tmp_path, settings=settings) as broker:
+        url = f"mqtts://localhost:{broker.port}"
+        with linked(url, ca_file=mine) as (_, ear):
+            ear.next(Connected)
+        with linked(url, ca_file=other) as (_, ear):
+            time.sleep(1)
+            assert ear.events.empty()
+
+    assert any("certificate verify failed" in record.getMessage() for record in caplog.records)
+
+
+def certificate(directory: Path) -> Path:
+    """Make a self-signed certificate for localhost, its key beside it."""
+    directory.mkdir()
+    command = [
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+        "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+        "-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem"),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    return directory / "cert.pem"
 
 
 def test_after_a_killed_broker_it_returns_with_all_its_subscriptions(broker: Broker) -> None:
