@@ -22,7 +22,7 @@ _TONES = {
         r"\b(?P<bad>rejected|failed|timed out|rolled back|aborted|offline|clash|NOT connected"
         r"|engine down|expired|refused)\b"
     ),
-    "head": r"^(?P<head>[A-Z0-9]+(  +[A-Z0-9]+)+)$",
+    "head": r"(?m)^(?P<head>[A-Z0-9]+(  +[A-Z0-9]+)+)$",
 }
 _STYLES = {
     "tone.good": "green",

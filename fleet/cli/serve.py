@@ -17,10 +17,9 @@ import click
 from fleet.cli.render import answer
 from fleet.cli.session import USAGE, Session, common
 from fleet.core.errors import FleetError
-from fleet.core.views import View
+from fleet.core.views import Refusal, View
 
 DEFAULT_BROKER_PORT = 1883
-_log = logging.getLogger(__name__)
 
 
 class ServeView(View):
@@ -81,7 +80,8 @@ def serve(
 ) -> None:
     """Run the controller until SIGTERM or Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("alembic", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -174,11 +174,14 @@ def _controller(data: Path, access: _Access, host: str, port: int) -> Iterator[s
     from fleet.shell.api import build_app
     from fleet.shell.api import serve as serve_api
 
-    controller = Controller(data, access.url, *access.controller, *access.device)
+    try:
+        controller = Controller(data, access.url, *access.controller, *access.device)
+    except Refusal as refusal:
+        raise FleetError(refusal.error, refusal.next_step) from refusal
     with ExitStack() as stack:
         # The API first: a taken port must be known before the controller speaks to devices.
-        api = serve_api(build_app(controller), host, port)
         stack.callback(controller.stop)
+        api = serve_api(build_app(controller), host, port)
         stack.callback(api.stop)
         controller.start()
         yield api.url
@@ -192,7 +195,11 @@ def _address(listen: str) -> tuple[str, int]:
             "fleet serve --help",
             USAGE,
         )
-    return host.strip("[]"), int(port)
+    from fleet.shell.api import check_loopback
+
+    host = host.strip("[]")
+    check_loopback(host)
+    return host, int(port)
 
 
 def _notify(state: str) -> None:

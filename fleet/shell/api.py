@@ -348,17 +348,26 @@ class RunningApi:
         self._thread.join(_STOP_TIMEOUT_S)
 
 
-def serve(app: ASGIApp, host: str, port: int) -> RunningApi:
-    """Serve `app` on `host`, a loopback address, and `port` (0: any free one).
+def check_loopback(host: str) -> None:
+    """Let pass the addresses that only this machine reaches.
 
     Raises:
-        ApiError: the port is taken, or the address is not one of this machine's loopback.
+        ApiError: `host` is another.
     """
     if host not in LOOPBACK:
         raise ApiError(
             f"api: expected a loopback address to listen on until access tokens exist, got {host}",
             "fleet serve --listen 127.0.0.1:8700, and reach it through ssh -L",
         )
+
+
+def serve(app: ASGIApp, host: str, port: int) -> RunningApi:
+    """Serve `app` on `host`, a loopback address, and `port` (0: any free one).
+
+    Raises:
+        ApiError: the port is taken, or the address is not one of this machine's loopback.
+    """
+    check_loopback(host)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=128)
