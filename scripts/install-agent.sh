@@ -41,6 +41,7 @@ printf 'installing farflung[%s] into %s\n' "$extra" "$PREFIX"
 [ -x "$PREFIX/bin/python" ] || python3 -m venv "$PREFIX"
 # A device runs the code, and may not change it.
 umask 022
+# First the code, by force: another checkout may well call itself the same version.
 "$PREFIX/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
   --upgrade --force-reinstall --no-deps "$checkout"
 "$PREFIX/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
@@ -61,5 +62,6 @@ install -m 644 "$checkout/systemd/farflung-agent.service" /etc/systemd/system/
 
 cat <<END
 installed $("$PREFIX/bin/python" -c 'import importlib.metadata as m; print("farflung", m.version("farflung"))')
-next: look through $ETC/agent.toml, then: systemctl enable --now farflung-agent
+next: look through $ETC/agent.toml, then:
+  systemctl enable farflung-agent && systemctl restart farflung-agent
 END
