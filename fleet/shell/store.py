@@ -4,6 +4,7 @@ Written by the controller's loop alone. Every method that writes is one transact
 returns, the data survive a power cut (WAL, synchronous=FULL).
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -403,6 +404,7 @@ def _configure(connection: object, record: object) -> None:
 
 
 def _migrate(connection: sa.Connection, path: Path) -> None:
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection

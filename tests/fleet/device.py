@@ -173,6 +173,9 @@ class ScriptedDevice:
                 result = CommandResult(device=self.id, id=command.id, outcome="done")
                 self._client.publish(message.topic + "/result", encode(result), 1)
 
+    def _is_newer(self, message: mqtt.MQTTMessage) -> bool:
+        return self._verifier.open(Desired, message.payload).revision > self.revision
+
     def _follow(self, desired: Desired) -> None:
         if desired.revision <= self.revision:
             return
@@ -257,7 +260,7 @@ class ScriptedDevice:
             except queue.Empty:
                 continue
             topic = parse(message.topic) if message else None
-            if topic is None or topic.kind is Kind.DESIRED:
+            if topic is None or (topic.kind is Kind.DESIRED and self._is_newer(message)):
                 raise _InterruptedError(message)
             if topic.owner != offer.transfer:
                 continue
