@@ -2,12 +2,16 @@
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.workshop.model_file import ModelFile
+from fleet.workshop.onnx_file import read_onnx
+from fleet.workshop.tflite_file import read_tflite
 from sample_models import onnx_form, tflite_form
 from sample_models.digits import CLASSES, Digits
 from sample_models.network import Weights
@@ -20,9 +24,7 @@ from wire.manifest import (
     File,
     Format,
     Manifest,
-    Requires,
     Task,
-    TensorSpec,
     Variant,
 )
 
@@ -38,20 +40,9 @@ TWENTIETHS = np.linspace(0, 1, 21).round(2)
 TOLERANCE_MARGIN = 1.5
 """Golden tolerance over the worst difference measured, for kernels that were not."""
 
-_IMAGE = TensorSpec(name="image", datatype="FP32", shape=(-1, 8, 8, 1))
-_PROBABILITIES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, CLASSES))
-_REQUIRES = {
-    "onnx": Requires(onnx_ir=onnx_form.IR, onnx_opsets={"": onnx_form.OPSET}),
-    "tflite": Requires(
-        tflite_operators={
-            "CONV_2D": 3,
-            "DEQUANTIZE": 2,
-            "FULLY_CONNECTED": 5,
-            "MAX_POOL_2D": 2,
-            "QUANTIZE": 1,
-            "SOFTMAX": 2,
-        }
-    ),
+_READERS: dict[Format, Callable[[str, bytes], ModelFile]] = {
+    "onnx": read_onnx,
+    "tflite": read_tflite,
 }
 
 
@@ -84,6 +75,9 @@ def write(trained: Trained, held_out: Digits, folder: Path) -> Manifest:
     own = onnx_answers(models["onnx"], trained.validation.images)
 
     folder.mkdir(parents=True, exist_ok=True)
+    variants = tuple(
+        _variant(format, model, golden, expected, folder) for format, model in models.items()
+    )
     manifest = Manifest(
         model=MODEL,
         version=trained.version,
@@ -93,11 +87,9 @@ def write(trained: Trained, held_out: Digits, folder: Path) -> Manifest:
         ),
         parent=trained.parent,
         task=Task(kind="classification", scores="probabilities", scores_are="probabilities"),
-        inputs=(_IMAGE,),
-        outputs=(_PROBABILITIES,),
-        variants=tuple(
-            _variant(format, model, golden, expected, folder) for format, model in models.items()
-        ),
+        inputs=variants[0].inputs,
+        outputs=variants[0].outputs,
+        variants=variants,
         labels=_file(folder, "labels.txt", "".join(f"{n}\n" for n in range(CLASSES)).encode()),
         golden=_file(folder, "golden.npz", _golden(golden, expected)),
         calibration=_calibration(own, trained.validation.labels),
@@ -128,14 +120,16 @@ def _variant(
     answers = [run(model, golden.images) for run in RUNTIMES[format].values()]
     worst = max(float(np.abs(answer - expected).max()) for answer in answers)
     tolerance = math.ceil(worst * TOLERANCE_MARGIN * 100) / 100
+    name = f"digits-int8.{format}"
+    read = _READERS[format](name, model)
     second, first = np.sort(expected, axis=1)[:, -2:].T
     return Variant(
         name=f"{format}-int8",
         format=format,
-        artifact=_file(folder, f"digits-int8.{format}", model),
-        requires=_REQUIRES[format],
-        inputs=(_IMAGE,),
-        outputs=(_PROBABILITIES,),
+        artifact=_file(folder, name, model),
+        requires=read.requires,
+        inputs=read.inputs,
+        outputs=read.outputs,
         golden_tolerance=tolerance,
         # Within the tolerance, a sample changes its class only if its lead is under twice that.
         golden_flips=int((first - second < 2 * tolerance).sum()),
