@@ -52,7 +52,11 @@ def _broker_url(text: str) -> str:
         raise ValueError("expected no name or password in it; use username and password_file")
     if url.path not in ("", "/") or url.query or url.fragment:
         raise ValueError("expected nothing after the port")
-    if url.port == 0:
+    try:
+        numbered = url.port != 0
+    except ValueError:
+        numbered = False
+    if not numbered:
         raise ValueError("expected a port from 1 to 65535")
     return text
 

@@ -15,10 +15,12 @@ import fcntl
 import hashlib
 import logging
 import os
+import queue
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from agent.core.events import (
@@ -40,10 +42,14 @@ from wire.twin import Reason
 
 log = logging.getLogger(__name__)
 
+CLOSE_S = 5.0
+"""How long closing waits for the thread; it looks up after every piece."""
+
 PIECE_BYTES = 256 * 1024
 MAX_ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
 """What zstd level 19 uses at most. A frame that wants more memory is refused."""
 
+_HEX = re.compile("[0-9a-f]{64}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -93,12 +99,15 @@ class Slots:
             raise DeviceError(
                 f"data_dir {data_dir}: expected a directory to write in, got {error.strerror}"
             ) from None
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="slots")
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._worker = threading.Thread(target=self._work, name="slots", daemon=True)
+        self._worker.start()
 
     def close(self) -> None:
         """Stop what is under way, keeping its bytes, and let another agent in."""
         self._closing = True
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._jobs.put(lambda: None)
+        self._worker.join(CLOSE_S)
         for transfer in list(self._open):
             self.close_transfer(transfer)
         os.close(self._lock_fd)
@@ -236,7 +245,7 @@ class Slots:
     def _blob_paths(self) -> Iterator[Path]:
         with os.scandir(self._blobs) as entries:
             for entry in entries:
-                if len(entry.name) == 64 and entry.is_file(follow_symlinks=False):
+                if _HEX.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     yield self._blobs / entry.name
 
     # ---- a transfer
@@ -406,7 +415,15 @@ class Slots:
 
     def _submit(self, work: Callable[..., None], *arguments: object) -> None:
         if not self._closing:
-            self._worker.submit(_loudly, work, *arguments)
+            self._jobs.put(partial(work, *arguments))
+
+    def _work(self) -> None:
+        while not self._closing:
+            job = self._jobs.get()
+            try:
+                job()
+            except Exception as error:  # a mistake of ours must not end the thread unseen
+                log.error("slots: unexpected %r", error)
 
     def _check_closing(self) -> None:
         if self._closing:
@@ -459,14 +476,6 @@ def _lock(root: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
-
-
-def _loudly(work: Callable[..., None], *arguments: object) -> None:
-    """Run `work`; a mistake of ours in there is at least in the log."""
-    try:
-        work(*arguments)
-    except Exception as error:
-        log.error("slots: %s failed unexpectedly: %r", getattr(work, "__name__", work), error)
 
 
 def _judged(error: OSError) -> tuple[Reason, str]:

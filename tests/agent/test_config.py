@@ -107,7 +107,7 @@ def test_tls_takes_its_usual_port_and_a_ca_file(tmp_path: Path) -> None:
         ('device = "pi-1"', 'device = "Pi 1"', "device: expected 1 to 40 characters of a-z"),
         ("mqtt://", "http://", "[broker] url: expected mqtt://HOST:PORT or mqtts://HOST:PORT"),
         ("broker.example", "me:pw@broker", "[broker] url: expected no name or password in it"),
-        ("broker.example", "broker:99999", "[broker] url: "),
+        ("broker.example", "broker:99999", "[broker] url: expected a port from 1 to"),
         (
             "[controller]",
             'keepalive_s = "often"\n[controller]',

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import queue
@@ -6,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -250,6 +252,31 @@ def test_two_generations_live_side_by_side_and_kill_takes_one(tmp_path: Path) ->
         assert list(it.engines.pids()) == [2]
         it.engines.kill(1)  # an old order for one that is gone
         it.engines.ask_scores(1, windows=True)
+
+
+def test_the_real_engine_keeps_to_the_same_words(tmp_path: Path) -> None:
+    events: queue.Queue[Event] = queue.Queue()
+    engines = Engines(configure(tmp_path), tmp_path / "run", events.put)
+    it = Room(engines, events)
+
+    it.start(1)
+    failed = it.next(30)
+    assert isinstance(failed, EngineFailed)
+    assert (failed.generation, failed.model) == (1, "digits")
+    assert isinstance(it.next(), EngineExited)
+
+    engines.start(StartEngine(2, (), golden=True, background=False))
+    assert it.next(30) == EngineReady(2, ())
+    engines.serve(2)
+    engines.ask_scores(2, windows=True)
+    assert it.next() == ScoresCame(2, (), ())
+    (address,) = engines.addresses()
+    with urllib.request.urlopen(f"{address}/v2", timeout=5) as answer:
+        assert json.load(answer)["name"] == "farflung"
+
+    engines.stop_all(5)
+    assert it.next() == ScoresCame(2, (), ())
+    assert it.next() == EngineExited(2, 0)
 
 
 def test_no_engine_outlives_a_killed_agent(tmp_path: Path) -> None:

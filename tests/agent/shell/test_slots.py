@@ -22,6 +22,7 @@ from agent.core.events import (
 )
 from agent.core.state import Deployment, Installed, Journal
 from agent.errors import DeviceError
+from agent.shell import slots as slots_module
 from agent.shell.slots import Slots
 from wire.codec import encode
 from wire.ids import digest_hex, digest_of
@@ -536,6 +537,24 @@ def test_garbage_goes_and_what_is_kept_stays(desk: Desk, tmp_path: Path) -> None
     assert left == {digest_hex(wanted.transfer) + suffix for suffix in (".part", ".index")}
     desk.slots.write_chunk(unwanted.transfer, 0, b"late")
     assert desk.events.empty()
+
+
+def test_a_stop_does_not_wait_for_a_consumer_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots_module, "CLOSE_S", 0.3)
+    narrow: queue.Queue[Event] = queue.Queue(maxsize=1)
+    slots = Slots(tmp_path / "data", 0, narrow.put)
+    slots.open_transfer(offer_of(noise(CHUNK, 1)))
+    slots.open_transfer(offer_of(noise(CHUNK, 2)))
+    time.sleep(0.2)
+    began = time.monotonic()
+
+    slots.close()
+
+    assert time.monotonic() - began < 2
+    assert narrow.get().__class__ is TransferOpened
+    Slots(tmp_path / "data", 0, narrow.put).close()
 
 
 def test_a_stop_in_the_middle_of_unpacking_is_quick_and_keeps_the_transfer(
