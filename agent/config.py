@@ -197,7 +197,9 @@ _TABLES: dict[str, type[BaseModel]] = {
 
 
 def load_config(path: Path, environ: Mapping[str, str] = os.environ) -> AgentConfig:
-    """Read and check the configuration. Relative paths start at the file's own directory.
+    """Read and check the configuration.
+
+    Relative paths start at the file's own directory, `data_dir` at $STATE_DIRECTORY where set.
 
     Raises:
         ConfigError: it cannot be read or used; one line says which key and why.
@@ -223,7 +225,8 @@ def _fill_in(path: Path, values: dict[str, Any], environ: Mapping[str, str]) -> 
     state = environ.get("STATE_DIRECTORY", "").split(":")[0]
     if state:
         values.setdefault("data_dir", state)
-    _anchor(values, "data_dir", base)
+    # One file serves both a trial by hand and the service, which may write to its own place only.
+    _anchor(values, "data_dir", Path(state) if state else base)
 
     api = values.setdefault("api", {})
     runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]

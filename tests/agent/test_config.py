@@ -72,6 +72,12 @@ def test_the_service_manager_provides_directories_and_the_password(tmp_path: Pat
     assert "s3cret" not in repr(config)
 
 
+def test_a_relative_data_directory_lies_where_the_service_may_write(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, GOOD), {"STATE_DIRECTORY": "/var/lib/farflung"})
+
+    assert config.data_dir == Path("/var/lib/farflung/data")
+
+
 def test_tls_takes_its_usual_port_and_a_ca_file(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("certificate")
     text = GOOD.replace("mqtt://broker.example", "mqtts://broker.example")
