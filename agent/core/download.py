@@ -137,7 +137,7 @@ class Download:
         """Return what to ask for now: the next window, and what was asked for in vain."""
         if not self.opened or self.complete:
             return []
-        overdue = [n for n, asked in self._asked.items() if now - asked >= self._timeout]
+        overdue = [n for n, asked in self._asked.items() if now >= asked + self._timeout]
         if overdue and self.last_progress <= max(self._asked[n] for n in overdue):
             # Silence since we asked: the next wait is longer, and not the same on every device.
             self._draws += 1

@@ -14,6 +14,7 @@ def report(state: AgentState) -> Reported:
         desired_revision=journal.desired.revision if journal.desired is not None else 0,
         agent=settings.version,
         boot=settings.boot,
+        sequence=state.reports,
         labels=settings.labels,
         capabilities=state.capabilities,
         serving=tuple(

@@ -161,6 +161,8 @@ class AgentState:
     phase_since: float = 0.0
     """When the active deployment's phase began, monotonic."""
     last_report: float = -1e9
+    reports: int = 0
+    """How many were published since start."""
     report_wanted: bool = False
     """Something changed that an operator or a rollout waits for."""
     progress_wanted: bool = False

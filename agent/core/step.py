@@ -255,6 +255,7 @@ def _publish(turn: Turn) -> None:
     if state.report_wanted or (state.progress_wanted and now >= state.last_report + PROGRESS_S):
         state.report_wanted = state.progress_wanted = False
         state.last_report = now
+        state.reports += 1
         turn.do(PublishReported(report(state)))
 
 

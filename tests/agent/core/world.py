@@ -246,16 +246,21 @@ class World:
         self.connect()
         end = self.mono + seconds
         for _ in range(20_000):
+            if not self.local and not self.network and not (self.mono < end and self.busy()):
+                return
+            self.go_on(1)
+        raise AssertionError(f"did not settle: {self.state.journal.deployments}")
+
+    def go_on(self, steps: int) -> None:
+        """Deliver what is on its way, or else sleep until the agent wants to wake."""
+        for _ in range(steps):
             if self.local:
                 self.give(self.local.pop(0))
             elif self.network:
                 self.give(self.tamper(self.network.pop(0)))
-            elif self.mono < end and self.busy():
+            else:
                 wake = next_wake(self.state, Instant(self.mono, self.wall))
                 self.advance(min(max(wake - self.mono, 0.01), 30.0))
-            else:
-                return
-        raise AssertionError(f"did not settle: {self.state.journal.deployments}")
 
     def busy(self) -> bool:
         """Whether something is still to end."""

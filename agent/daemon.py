@@ -1,0 +1,267 @@
+"""The only loop: events in, `step`, actions out. Everything that blocks is elsewhere."""
+
+import logging
+import queue
+import secrets
+import signal
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from agent import VERSION
+from agent.config import AgentConfig
+from agent.control import ModelSpec
+from agent.core import actions as do
+from agent.core import events as ev
+from agent.core.state import AgentState, Instant, Settings
+from agent.core.step import next_wake, step
+from agent.errors import DeviceError
+from agent.shell.engines import Engines
+from agent.shell.link import Link
+from agent.shell.notify import Notifier
+from agent.shell.outbox import Outbox
+from agent.shell.probe import Probe, capabilities
+from agent.shell.slots import Slots
+from wire.codec import encode
+from wire.seal import Verifier
+from wire.topics import Kind, Topic
+
+log = logging.getLogger("agent")
+
+QUEUE_EVENTS = 64
+"""At 64 KiB a frame, 4 MiB: beyond it the link waits, and with it the broker."""
+
+OUTBOX_BATCH = 50
+STOP_S = 12.0
+JOURNAL_RETRY_S = 5.0
+
+
+class Daemon:
+    """One agent: its shell around the core."""
+
+    def __init__(self, config: AgentConfig, run_dir: Path) -> None:
+        """Take the disk and the sockets.
+
+        Raises:
+            DeviceError: the data directory or a listening socket cannot be had.
+        """
+        self._config = config
+        self._boot = secrets.token_hex(8)
+        self._started = int(time.time())
+        self._queue: queue.Queue[ev.Event] = queue.Queue(QUEUE_EVENTS)
+        self._own: deque[ev.Event] = deque()
+        self._main = threading.get_ident()
+        self._stop_asked = False
+        self._exit_by: float | None = None
+        self._exit_code = 0
+        self._notifier = Notifier()
+        self._slots = Slots(config.data_dir, config.transfer.reserve_bytes, self._post)
+        self._outbox = Outbox(config.data_dir / "outbox", config.telemetry.outbox_bytes)
+        self._engines = Engines(config, run_dir, self._post)
+        self._probe = Probe(config.device, self._boot, config.data_dir)
+        self._link = Link(
+            config.broker,
+            device=config.device,
+            verifier=Verifier(config.controller.public_keys),
+            nonce=self._boot,
+            started_at=self._started,
+            post=self._post,
+        )
+        self._state = AgentState(
+            Settings(
+                device=config.device,
+                boot=self._boot,
+                version=VERSION,
+                started=self._started,
+                labels=dict(config.labels),
+                api=self._engines.addresses(),
+                window_s=config.telemetry.window_s,
+                health_s=config.telemetry.health_s,
+                window_chunks=config.transfer.window_chunks,
+            )
+        )
+
+    def run(self) -> int:
+        """Work until a signal; return the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        able = capabilities(self._config.engine.runtimes)
+        for name, why in able.unusable.items():
+            log.warning("runtime %s cannot be used: %s", name, why)
+        # Without an earlier life on this disk, numbers start beyond those of any other one.
+        sequence = self._outbox.last_seq() or int(time.time() * 1000)
+        acked = 0 if self._outbox.waiting else sequence
+        journal = self._slots.load_journal()
+        self._take(ev.Booted(journal, able, self._slots.blobs(), sequence, acked))
+        self._link.start()
+        try:
+            while not self._over():
+                self._take(self._next_event())
+                self._notifier.alive()
+        finally:
+            self._engines.stop_all(2.0)
+            self._link.stop()
+            self._outbox.close()
+            self._slots.close()
+        log.info("stopped")
+        return self._exit_code
+
+    def _over(self) -> bool:
+        if self._exit_by is None:
+            return False
+        return not self._engines.pids() or time.monotonic() >= self._exit_by
+
+    def _next_event(self) -> ev.Event:
+        if self._own:
+            return self._own.popleft()
+        now = self._now()
+        wait = next_wake(self._state, now) - now.mono
+        if self._notifier.watchdog_s is not None:
+            wait = min(wait, self._notifier.watchdog_s / 2)
+        if self._exit_by is not None:
+            wait = 0.05
+        try:
+            return self._queue.get(timeout=max(wait, 0.0))
+        except queue.Empty:
+            return ev.Ticked()
+
+    def _take(self, event: ev.Event) -> None:
+        self._state, actions = step(self._state, event, self._now())
+        for action in actions:
+            self._carry_out(action)
+
+    def _now(self) -> Instant:
+        return Instant(time.monotonic(), time.time())
+
+    def _post(self, event: ev.Event) -> None:
+        """Take an event from any thread; others wait when the queue is full, the loop never."""
+        if threading.get_ident() == self._main:
+            self._own.append(event)
+        else:
+            self._queue.put(event)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        # The loop may hold the queue's lock right now, so another thread brings the news.
+        if not self._stop_asked:
+            self._stop_asked = True
+            log.info("stopping on %s", signal.Signals(number).name)
+            threading.Thread(target=self._queue.put, args=(ev.StopAsked(),), daemon=True).start()
+
+    # ---- actions
+
+    def _carry_out(self, action: do.Action) -> None:
+        match action:
+            case do.WriteChunk(transfer, offset, payload):
+                self._slots.write_chunk(transfer, offset, payload)
+            case do.PublishFetch(request):
+                self._send(Kind.FETCH, encode(request))
+            case do.Say(text, level):
+                log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
+            case do.SaveJournal(journal):
+                self._save(do.SaveJournal(journal))
+            case do.PublishReported(reported):
+                self._send(Kind.REPORTED, encode(reported))
+            case do.PublishOnline():
+                self._link.publish_online()
+            case do.PublishResult(verb, result):
+                topic = Topic(Kind.RESULT, self._config.device, verb, result.id)
+                self._link.publish(topic, encode(result))
+            case do.Enqueue() | do.Forget() | do.SendOutbox():
+                self._telemetry(action)
+            case do.SampleHealth():
+                self._sample()
+            case do.Yield(seconds):
+                self._link.yield_for(seconds)
+            case do.Listen(transfer):
+                self._link.listen(transfer)
+            case do.Unlisten(transfer):
+                self._link.unlisten(transfer)
+            case do.Ready():
+                self._notifier.ready()
+                log.info("%s is up, farflung %s", self._config.device, VERSION)
+            case do.Exit(code):
+                self._notifier.stopping()
+                self._exit_code = code
+                self._exit_by = time.monotonic() + STOP_S
+            case _:
+                self._disk_or_engine(action)
+
+    def _disk_or_engine(self, action: do.Action) -> None:
+        match action:
+            case do.MeasureSpace():
+                self._post(ev.SpaceMeasured(self._slots.measure_space()))
+            case do.OpenTransfer(offer):
+                self._slots.open_transfer(offer)
+            case do.WriteIndex(transfer, index):
+                self._slots.write_index(transfer, index)
+            case do.FinishTransfer(offer):
+                self._slots.finish(offer)
+            case do.CloseTransfer(transfer):
+                self._slots.close_transfer(transfer)
+            case do.ReadManifest(digest):
+                self._slots.read_manifest(digest)
+            case do.CollectGarbage(files, transfers):
+                self._slots.collect_garbage(files, transfers)
+            case do.StartEngine():
+                located = tuple(self._located(spec) for spec in action.models)
+                self._engines.start(replace(action, models=located))
+            case do.ServeEngine(generation):
+                self._engines.serve(generation)
+            case do.StartShadow():
+                self._engines.shadow(action)
+            case do.StopShadow(model, champion):
+                self._engines.stop_shadow(model, champion)
+            case do.AskScores(generation, windows):
+                self._engines.ask_scores(generation, windows)
+            case do.DrainEngine(generation):
+                self._engines.drain(generation)
+            case do.KillEngine(generation):
+                self._engines.kill(generation)
+
+    def _send(self, kind: Kind, body: bytes) -> None:
+        self._link.publish(Topic(kind, self._config.device), body)
+
+    def _located(self, spec: ModelSpec) -> ModelSpec:
+        return replace(
+            spec,
+            manifest_path=str(self._slots.blob_path(spec.manifest)),
+            files={digest: str(self._slots.blob_path(digest)) for digest in spec.files},
+        )
+
+    def _telemetry(self, action: do.Enqueue | do.Forget | do.SendOutbox) -> None:
+        match action:
+            case do.Enqueue(item):
+                self._outbox.enqueue(item)
+            case do.Forget(seq):
+                self._outbox.forget(seq)
+            case do.SendOutbox():
+                for kind, _, body in self._outbox.pending(OUTBOX_BATCH):
+                    self._send(kind, body)
+
+    def _sample(self) -> None:
+        health = self._probe.sample(self._engines.pids().values())
+        waits = {"outbox_waiting": self._outbox.waiting, "outbox_dropped": self._outbox.dropped}
+        self._post(ev.HealthSampled(health.model_copy(update=waits)))
+
+    def _save(self, action: do.SaveJournal) -> None:
+        """Write the journal, and do nothing else before it is on the disk.
+
+        A disk too full for that is waited out: the engine goes on answering meanwhile.
+        """
+        told = False
+        while True:
+            try:
+                self._slots.save_journal(action.journal)
+            except DeviceError as error:
+                if not told:
+                    log.error("%s; trying again every %.0f s", error, JOURNAL_RETRY_S)
+                told = True
+            else:
+                return
+            if self._stop_asked:
+                raise DeviceError("stopped while the journal could not be written")
+            self._notifier.alive()
+            time.sleep(JOURNAL_RETRY_S)
