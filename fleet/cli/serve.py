@@ -20,6 +20,7 @@ from fleet.core.errors import FleetError
 from fleet.core.views import Refusal, View
 
 DEFAULT_BROKER_PORT = 1883
+_PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
 class ServeView(View):
@@ -144,13 +145,13 @@ def _broker(choice: str, data: Path, port: int, password_file: Path | None) -> I
 
 
 def _foreign(text: str, password_file: Path | None) -> _Access:
-    """Read `mqtt://user@host:port`; devices log in there as the controller does."""
+    """Read `mqtt://user@host:port` (or `mqtts`); devices log in there as the controller does."""
     try:
         parts = urlsplit(text)
-        host, port = parts.hostname, parts.port or 1883
+        host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme, 0)
     except ValueError:
         parts, host, port = urlsplit(""), None, 0
-    if parts.scheme != "mqtt" or not host:
+    if parts.scheme not in _PORTS or not host:
         raise FleetError(
             f"--broker: expected nats, mosquitto or mqtt://USER@HOST:PORT, got {text!r}",
             "fleet serve --help",
@@ -164,7 +165,7 @@ def _foreign(text: str, password_file: Path | None) -> _Access:
         )
     password = password_file.read_text().strip() if password_file else ""
     login = (parts.username or "", password)
-    return _Access(f"mqtt://{host}:{port}", login, login)
+    return _Access(f"{parts.scheme}://{host}:{port}", login, login)
 
 
 @contextmanager

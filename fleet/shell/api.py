@@ -123,16 +123,10 @@ class _Handlers:
     async def put_blob(self, request: Request) -> Response:
         digest = request.path_params["digest"]
         writer = await run_in_threadpool(self._port.open_blob, digest)
-        stream = request.stream()
         try:
-            async for data in stream:
+            async for data in request.stream():
                 await run_in_threadpool(writer.write, data)
             size_bytes = await run_in_threadpool(writer.finish)
-        except OSError:
-            # A client that is still sending would not hear what is wrong.
-            async for _ in stream:
-                pass
-            raise
         finally:
             await run_in_threadpool(writer.abort)
         return _json(BlobView(digest=digest, size_bytes=size_bytes), 201)

@@ -3,12 +3,15 @@
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.routing import Route
 
 from fleet.core.errors import FleetError
 from fleet.core.views import HealthView
@@ -255,3 +258,19 @@ def test_a_stopped_api_is_gone(controller: MemoryController) -> None:
 
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{running.url}/v1/health", trust_env=False)
+
+
+def test_the_documentation_lists_every_address_and_no_other() -> None:
+    page = Path(__file__).parents[3] / "docs" / "http.md"
+    rows = re.findall(r"^\| (GET|HEAD|PUT|POST) \| `([^`]+)` \|", page.read_text(), re.M)
+
+    routes = [route for route in build_app(MemoryController()).routes if isinstance(route, Route)]
+
+    served = [
+        # Starlette answers HEAD wherever it answers GET.
+        (method, route.path.replace(":int", ""))
+        for route in routes
+        for method in (route.methods or set())
+        if not (method == "HEAD" and "GET" in (route.methods or set()))
+    ]
+    assert sorted(rows) == sorted(served)
