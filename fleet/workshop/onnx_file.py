@@ -49,13 +49,11 @@ def read_onnx(name: str, content: bytes) -> ModelFile:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
-        tensors = list(_tensors(model))
-        _refuse_external_data(name, tensors)
+        # Before the checker: it would look for the other files.
+        _refuse_external_data(name, model)
         if not model.HasField("graph") or not model.graph.node:
             raise _broken(name, "no graph in it")
         onnx.checker.check_model(content)
-        for tensor in tensors:
-            _check_complete(name, tensor)
         return _model_file(name, model)
     except (DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _broken(name, _one_line(error)) from error
@@ -126,8 +124,8 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             yield from (sparse.values, sparse.indices)
 
 
-def _refuse_external_data(name: str, tensors: list[onnx.TensorProto]) -> None:
-    for tensor in tensors:
+def _refuse_external_data(name: str, model: onnx.ModelProto) -> None:
+    for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise ArtifactError(
                 f"{name}: expected all weights in one file, got external data for "
@@ -136,34 +134,9 @@ def _refuse_external_data(name: str, tensors: list[onnx.TensorProto]) -> None:
             )
 
 
-def _check_complete(name: str, tensor: onnx.TensorProto) -> None:
-    """The checker looks at the kind of data a tensor has, not at how much of it."""
-    if not tensor.HasField("raw_data"):
-        return
-    bits = _bits(tensor.data_type)
-    wanted = (math.prod(tensor.dims) * bits + 7) // 8
-    if bits and len(tensor.raw_data) != wanted:
-        raise _broken(
-            name, f"{tensor.name[:80]!r} wants {wanted} bytes, has {len(tensor.raw_data)}"
-        )
-
-
 def _type_name(data_type: int) -> str:
     known = data_type in TensorProto.DataType.values()
     return str(TensorProto.DataType.Name(data_type)) if known else f"type {data_type}"
-
-
-def _bits(data_type: int) -> int:
-    """Return the size of one element in raw data, 0 where it is not known."""
-    text = _type_name(data_type)
-    if text.endswith("INT4") or text.startswith("FLOAT4"):
-        return 4
-    if text.endswith("INT2") or text.startswith("FLOAT6"):
-        return 0
-    try:
-        return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
-    except (KeyError, ValueError, TypeError):
-        return 0
 
 
 def _model_file(name: str, model: onnx.ModelProto) -> ModelFile:
