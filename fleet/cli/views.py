@@ -47,13 +47,12 @@ def release_list(releases: Sequence[ReleaseView], now: float) -> Lines:
     if not releases:
         return ["no releases"]
     return table(
-        ("RELEASE", "VARIANTS", ">SIZE", "METRICS", "PUSHED", "DESCRIPTION"),
+        ("RELEASE", "VARIANTS", ">SIZE", "PUSHED", "DESCRIPTION"),
         [
             (
                 f"{each.model}@{each.version}",
                 ", ".join(variant.name for variant in each.variants),
                 size(sum(variant.size_bytes for variant in each.variants)),
-                _metrics(each.metrics) or NOTHING,
                 ago(now - each.pushed_at),
                 _first_line(each.description),
             )
@@ -77,7 +76,7 @@ def release_show(release: ReleaseView, now: float) -> Lines:
         ("about", release.description),
         ("parent", release.parent or ""),
         ("pushed", ago(now - release.pushed_at)),
-        ("metrics", _metrics(release.metrics)),
+        *(("metric", f"{name} {value:.4g}") for name, value in sorted(release.metrics.items())),
     ]
     lines = [f"{release.model}@{release.version}", *_facts(facts)]
     return lines + (_manifest_lines(release.manifest) if release.manifest else [])
@@ -440,10 +439,6 @@ def _phase(phase: Phase) -> str:
 
 def _ms(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
-
-
-def _metrics(metrics: dict[str, float]) -> str:
-    return " ".join(f"{name}={value:.4g}" for name, value in sorted(metrics.items()))
 
 
 def _facts(facts: Iterable[tuple[str, str]]) -> Lines:

@@ -183,8 +183,6 @@ class ControllerClient:
             got = "connection refused" if "refused" in str(error) else str(error)
         elif isinstance(error, httpx.TimeoutException):
             got = f"none in {ANSWER_TIMEOUT_S:.0f} s"
-        elif isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
-            return self._bad_url(str(error))
         else:
             got = f"a broken connection ({str(error) or type(error).__name__})"
         return UnreachableError(

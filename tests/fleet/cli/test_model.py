@@ -33,9 +33,9 @@ def test_list_shows_the_newest_first(run: Fleet) -> None:
     result = run("model", "list")
 
     assert result.stdout == (
-        "RELEASE   VARIANTS   SIZE  METRICS         PUSHED   DESCRIPTION\n"
-        "digits@2  int8-onnx  50 B  accuracy=0.987  5 s ago  handwritten digits\n"
-        "digits@1  int8-onnx  50 B  accuracy=0.987  5 s ago  handwritten digits\n"
+        "RELEASE   VARIANTS   SIZE  PUSHED   DESCRIPTION\n"
+        "digits@2  int8-onnx  50 B  5 s ago  handwritten digits\n"
+        "digits@1  int8-onnx  50 B  5 s ago  handwritten digits\n"
     )
     assert run("model", "list", "other").stdout == "no releases\n"
 
@@ -50,7 +50,7 @@ def test_show_tells_what_the_manifest_holds(run: Fleet) -> None:
         f"  digest      {manifest.digest}\n"
         "  about       handwritten digits\n"
         "  pushed      5 s ago\n"
-        "  metrics     accuracy=0.987\n"
+        "  metric      accuracy 0.987\n"
         "  task        tensor\n"
         "  input       image: UINT8 (?, 28, 28)\n"
         "  output      scores: FP32 (?, 10)\n"
