@@ -42,6 +42,9 @@ _SUMMING_TO_ONE = frozenset({"Softmax", "Normalizer"})
 def read_onnx(name: str, content: bytes) -> ModelFile:
     """Read the model in `content`; `name` is the file's, for the error.
 
+    Protobuf has no end mark: a file cut just before a last field that nothing rests on, such as
+    the version of a domain without nodes, is a whole model of its own and read as one.
+
     Raises:
         ArtifactError: not a model, cut, broken, with data in other files, or of a kind that no
             engine here can serve.
@@ -262,9 +265,15 @@ class _Graph:
         for _ in range(len(_PASSING_ON) + 1):
             node = self._makers.get(value)
             if node is None or node.op_type not in _PASSING_ON or not node.input:
-                return node is not None and node.op_type in _SUMMING_TO_ONE
+                return node is not None and self._sums_to_one(node)
             value = node.input[0]
         return False
+
+    def _sums_to_one(self, node: onnx.NodeProto) -> bool:
+        if node.op_type == "Div":  # a softmax spelled out, as JAX exports it: exp / sum of exp
+            maker = self._makers.get(node.input[0])
+            return maker is not None and maker.op_type == "Exp"
+        return node.op_type in _SUMMING_TO_ONE
 
 
 def _size(dimension: onnx.TensorShapeProto.Dimension) -> int:

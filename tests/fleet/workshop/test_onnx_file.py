@@ -49,6 +49,18 @@ def test_float_weights_and_no_softmax_are_seen():
     assert model.probabilities == frozenset()
 
 
+def test_a_softmax_spelled_out_is_seen():
+    nodes = [
+        helper.make_node("Exp", ["x"], ["e"]),
+        helper.make_node("ReduceSum", ["e"], ["sum"], keepdims=1),
+        helper.make_node("Div", ["e", "sum"], ["y"]),
+        helper.make_node("Div", ["x", "sum"], ["z"]),
+    ]
+    graph = graph_of(nodes, [value("x", ["n", 3])], [value("y", ["n", 3]), value("z", ["n", 3])])
+
+    assert read(model_of(graph)).probabilities == {"y"}
+
+
 def test_initializers_listed_as_inputs_are_not_asked_of_apps():
     proto = dense()
     proto.graph.input.append(value("w", [4, 3]))
