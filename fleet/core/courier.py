@@ -13,6 +13,8 @@ class _Parcel:
     taken: int = 0
     wait_s: float = FIRST_S
     due_at: float = 0.0
+    again: bool = False
+    """What is due is a repeat, pointless once the device took the document up."""
 
 
 class Courier:
@@ -33,8 +35,11 @@ class Courier:
 
     def taken(self, device: str, revision: int) -> None:
         """The device says which revision it took up."""
-        if device in self._parcels:
-            self._parcels[device].taken = revision
+        parcel = self._parcels.get(device)
+        if parcel is not None:
+            parcel.taken = revision
+            if parcel.again and revision >= parcel.revision:
+                parcel.due_at = 0.0
 
     def woke(self, device: str, now: float) -> None:
         """The device connected (again): if it lags, it gets its document at once."""
@@ -59,7 +64,7 @@ class Courier:
                 continue
             devices.append(device)
             if parcel.taken < parcel.revision:
-                self._plan(device, now + parcel.wait_s)
+                self._plan(device, now + parcel.wait_s, again=True)
                 parcel.wait_s = min(2 * parcel.wait_s, LAST_S)
             else:
                 parcel.due_at = 0.0
@@ -69,6 +74,7 @@ class Courier:
         """Return when `due` next has something, or None."""
         return self._heap[0][0] if self._heap else None
 
-    def _plan(self, device: str, at: float) -> None:
+    def _plan(self, device: str, at: float, *, again: bool = False) -> None:
         self._parcels[device].due_at = at
+        self._parcels[device].again = again
         heapq.heappush(self._heap, (at, device))

@@ -36,6 +36,8 @@ IN_FLIGHT = 128
 """Messages handed to the network thread and not yet written to the socket."""
 
 _ENQUEUE_S = 5.0
+_LOGGED = 10
+"""Dropped messages of one kind that are logged one by one, before every thousandth."""
 
 _BODIES: dict[Kind, type[Document]] = {
     Kind.REPORTED: Reported,
@@ -235,22 +237,26 @@ class Link:
     def _take(self, message: mqtt.MQTTMessage) -> None:
         topic = parse(message.topic, self._root)
         if topic is None or topic.kind not in _BODIES:
-            self.dropped["topic"] += 1
+            self._drop("topic", f"{message.topic}: not a topic of ours")
             return
         if message.retain and not RULES[topic.kind].retain:
-            self.dropped["retained"] += 1
+            self._drop("retained", f"{message.topic}: retained, which it must not be")
             return
         try:
             body = decode(_BODIES[topic.kind], bytes(message.payload))
         except DecodeError as error:
-            self.dropped["malformed"] += 1
-            log.warning("%s: %s; dropped", message.topic, error)
+            self._drop("malformed", f"{message.topic}: {error}")
             return
         if getattr(body, "device", topic.owner) != topic.owner:
-            self.dropped["device"] += 1
-            log.warning("%s: speaks for another device; dropped", message.topic)
+            self._drop("device", f"{message.topic}: speaks for another device")
             return
         self._post(Heard(topic, body, message.retain))
+
+    def _drop(self, reason: str, text: str) -> None:
+        self.dropped[reason] += 1
+        count = self.dropped[reason]
+        if count <= _LOGGED or count % 1000 == 0:
+            log.warning("%s; dropped (%s: %d so far)", text, reason, count)
 
     def _post(self, event: LinkEvent) -> None:
         """Hand over an event; a loop that is busy slows the broker down, and at last loses it."""

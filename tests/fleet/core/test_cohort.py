@@ -1,0 +1,104 @@
+"""Which devices a rollout means, and its waves."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet.core.cohort import cut, facts_of, order, parse_target, parse_waves, select
+from fleet.core.views import Refusal
+
+FLEET = {
+    "cam-1": facts_of("cam-1", "aarch64", {"site": "berlin"}),
+    "cam-2": facts_of("cam-2", "x86_64", {"site": "berlin"}),
+    "door-1": facts_of("door-1", "aarch64", {"site": "paris", "arch": "fake"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("all", ["cam-1", "cam-2", "door-1"]),
+        ("site=berlin", ["cam-1", "cam-2"]),
+        ("site=berlin and arch=aarch64", ["cam-1"]),
+        ("arch=aarch64", ["cam-1", "door-1"]),
+        (" device = door-1 ", ["door-1"]),
+    ],
+)
+def test_targets_choose_by_labels_architecture_and_id(text: str, chosen: list[str]) -> None:
+    assert select(parse_target(text), FLEET) == chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "error"),
+    [
+        ("device=door-2", 404, "no device 'door-2'; nearest is door-1"),
+        ("sit=berlin", 422, "--to: no device has a label 'sit'; nearest is site"),
+        ("site=rome", 422, "--to: none of 3 devices has site=rome"),
+    ],
+)
+def test_a_target_that_means_nobody_is_refused(text: str, status: int, error: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        select(parse_target(text), FLEET)
+
+    assert (refused.value.status, refused.value.error) == (status, error)
+    assert refused.value.next_step == "fleet device list"
+
+
+@pytest.mark.parametrize("text", ["", "berlin", "site=", "=berlin", "site=a or site=b", "a=b and"])
+def test_a_target_written_otherwise_is_refused(text: str) -> None:
+    with pytest.raises(Refusal, match="expected `all` or KEY=VALUE joined by `and`"):
+        parse_target(text)
+
+
+@pytest.mark.parametrize(
+    ("shares", "devices", "counts"),
+    [
+        (("100%",), 5, (5,)),
+        (("40%", "100%"), 5, (2, 5)),
+        (("1", "25%", "100%"), 8, (1, 2, 8)),
+        (("1%", "10%", "100%"), 5, (1, 1, 5)),
+        (("30", "100%"), 5, (5, 5)),
+    ],
+)
+def test_waves_are_cumulative(
+    shares: tuple[str, ...], devices: int, counts: tuple[int, ...]
+) -> None:
+    assert parse_waves(shares, devices) == counts
+
+
+@pytest.mark.parametrize(
+    ("shares", "error"),
+    [
+        ((), "expected the last to be 100%, got"),
+        (("50%",), "expected the last to be 100%, got"),
+        (("50%", "20%", "100%"), "of 10 devices 20% are 2, fewer than the 5 before"),
+        (("7", "50%", "100%"), "of 10 devices 50% are 5, fewer than the 7 before"),
+        (("0", "100%"), "expected a count or 1% to 100%, got '0'"),
+        (("110%", "100%"), "expected a count or 1% to 100%, got '110%'"),
+        (("half", "100%"), "expected a count or 1% to 100%, got 'half'"),
+        (("100%", "100%"), "expected ascending shares"),
+    ],
+)
+def test_waves_that_make_no_sense_are_refused(shares: tuple[str, ...], error: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        parse_waves(shares, 10)
+
+    assert error in refused.value.error
+    assert refused.value.status == 422
+
+
+@given(st.sets(st.from_regex(r"[a-z]{1,8}", fullmatch=True), min_size=1), st.integers(1, 99))
+def test_waves_cut_the_fleet_without_loss_or_repeat(devices: set[str], percent: int) -> None:
+    counts = parse_waves((f"{percent}%", "100%"), len(devices))
+
+    waves = cut(order("r-1", devices), counts)
+
+    assert sorted(id for wave in waves for id in wave) == sorted(devices)
+    assert len(waves[0]) >= 1
+
+
+def test_the_order_is_stable_and_differs_from_rollout_to_rollout() -> None:
+    devices = [f"cam-{n}" for n in range(50)]
+
+    assert order("r-1", devices) == order("r-1", reversed(devices))  # type: ignore[arg-type]
+    assert order("r-1", devices) != order("r-2", devices)

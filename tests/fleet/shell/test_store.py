@@ -1,0 +1,154 @@
+"""What the controller remembers."""
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fleet.core.census import Census
+from fleet.core.errors import FleetError
+from fleet.core.gate import Answer, Standing
+from fleet.core.rollout import Assignment, Told
+from fleet.core.scores import Totals
+from fleet.core.views import CommandView, EventView
+from fleet.shell.store import MAX_EVENTS, TELEMETRY_DAYS, Change, DesiredRow, Item, Release, Store
+from tests.fleet.core.test_scores import window
+from tests.fleet.core.worlds import T0, report, rollout_of, status
+from tests.fleet.samples import sample_manifest
+from wire.twin import Phase, Probation, Reason
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "fleet.db")
+
+
+def event(text: str = "x") -> EventView:
+    return EventView(at=T0, kind="release", subject="digits@1", text=text)
+
+
+def reopened(store: Store) -> Store:
+    path = store._engine.url.database
+    store.close()
+    return Store(Path(str(path)))
+
+
+def test_all_that_was_written_is_there_after_a_restart(store: Store) -> None:
+    manifest = sample_manifest(1)
+    release = Release(manifest.digest, manifest, T0)
+    assignment = Assignment(
+        "digits", 1, manifest.digest, "r-1", "rollback", Probation(labelled_pairs=7)
+    )
+    answer = Answer(Standing.REFUSED, Phase.FAILED, Reason.CRASHED, "signal 11")
+    told = Told(T0, answer=answer, recall="previous")
+    rollout = replace(rollout_of(("a",), ("b",)), told={"a": told}, open=1)
+    census = Census()
+    census.hear_status(status("a"), T0, retained=False)
+    census.hear_reported(report("a", 3), T0, retained=False)
+
+    store.add_release(release, event())
+    store.apply(
+        Change([rollout], [("a", "digits", assignment)], [DesiredRow("a", 4, b"sealed")], [event()])
+    )
+    store.save_devices([(census.get("a"), 17)])
+    store = reopened(store)
+
+    assert store.releases() == [release]
+    assert store.rollouts() == [rollout]
+    assert store.assignments() == [("a", assignment)]
+    assert store.desired() == [DesiredRow("a", 4, b"sealed")]
+    assert store.devices() == [(census.get("a"), 17)]
+    assert store.events(10) == [event(), event()]
+
+
+def test_an_assignment_can_be_taken_away(store: Store) -> None:
+    manifest = sample_manifest(1)
+    store.add_release(Release(manifest.digest, manifest, T0), event())
+    assignment = Assignment("digits", 1, manifest.digest, "r-1")
+    store.apply(Change(assignments=[("a", "digits", assignment)]))
+
+    store.apply(Change(assignments=[("a", "digits", None)]))
+
+    assert store.assignments() == []
+
+
+def test_a_decision_is_stored_whole_or_not_at_all(store: Store) -> None:
+    stranger = Assignment("digits", 1, "sha256:" + "0" * 64, "r-1")
+
+    with pytest.raises(Exception, match="FOREIGN KEY"):
+        store.apply(Change([rollout_of(("a",))], [("a", "digits", stranger)]))
+
+    assert store.rollouts() == []
+
+
+def test_a_window_that_comes_twice_counts_once(store: Store) -> None:
+    first = store.commit_telemetry([Item(window(1), T0), Item(window(2), T0), Item(window(1), T0)])
+    store = reopened(store)
+    second = store.commit_telemetry([Item(window(2), T0), Item(window(3), T0)])
+
+    assert [item.body.seq for item in (*first, *second)] == [1, 2, 3]
+    totals = Totals.of(window(1)).plus(window(1)).plus(window(2)).plus(window(3))
+    assert store.totals() == [totals]
+    assert store.boots() == [("a", "b")]
+
+
+def test_items_beyond_the_acknowledgement_are_known_after_a_restart(store: Store) -> None:
+    store.save_devices([(Census().get("a"), 1)])
+    store.commit_telemetry([Item(window(n), T0) for n in (1, 2, 4)])
+
+    assert store.unacked() == [("a", "b", 2, T0), ("a", "b", 4, T0)]
+    store.forget_telemetry("a")
+    assert store.unacked() == []
+    assert store.devices()[0][1] == 0
+    assert store.totals()[0].requests == 7, "what was counted stays counted"
+
+
+def test_commands_keep_their_answer(store: Store) -> None:
+    view = CommandView(id="c-1", device="a", verb="ping", outcome="waiting")
+    store.save_command(view, T0 + 60)
+    store.save_command(view.model_copy(update={"outcome": "done"}), T0 + 60)
+
+    assert store.command("a", "c-1") == (view.model_copy(update={"outcome": "done"}), T0 + 60)
+    assert store.command("b", "c-1") is None
+
+
+def test_old_telemetry_and_too_many_events_go_and_totals_stay(store: Store) -> None:
+    store.commit_telemetry([Item(window(1), T0), Item(window(2), T0 + 86_400)])
+    store.add_events([event(str(n)) for n in range(MAX_EVENTS + 5)])
+
+    store.prune(T0 + TELEMETRY_DAYS * 86_400 + 1)
+
+    assert store.totals()[0].requests == 3
+    assert [item.body.seq for item in store.commit_telemetry([Item(window(2), T0)])] == []
+    assert len(store.events(2 * MAX_EVENTS)) == MAX_EVENTS
+
+
+def test_a_store_of_a_newer_version_is_refused_with_a_clear_line(store: Store) -> None:
+    path = Path(str(store._engine.url.database))
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    with pytest.raises(FleetError, match=r"of version 0001 or older, got 9999") as refused:
+        Store(path)
+
+    assert refused.value.next_step == "a newer farflung wrote it: upgrade this one"
+
+
+def test_a_file_that_is_no_store_is_refused_with_a_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "fleet.db").write_bytes(b"hello" * 1000)
+
+    with pytest.raises(FleetError, match=r"cannot use .*fleet.db: file is not a database"):
+        Store(tmp_path / "fleet.db")
+
+
+def test_the_migrations_make_the_tables_the_code_expects(store: Store) -> None:
+    from fleet.shell.store import _meta
+
+    path = str(store._engine.url.database)
+    with sqlite3.connect(path) as connection:
+        for table in _meta.tables.values():
+            columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table.name})")]
+            assert columns == [column.name for column in table.columns], table.name
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
