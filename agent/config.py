@@ -166,6 +166,8 @@ class TransferConfig(_Table):
     """How artifacts are fetched."""
 
     window_chunks: Annotated[int, Field(ge=1, le=MAX_WINDOW_CHUNKS)] = 32
+    bytes_per_s: Annotated[int, Field(ge=0)] = 0
+    """What a slow or paid line may carry of them; 0: no cap."""
     reserve_mb: Annotated[int, Field(ge=0)] = 16
     """Free space on the disk that artifacts never touch."""
 

@@ -81,6 +81,7 @@ class Daemon:
                 window_s=config.telemetry.window_s,
                 health_s=config.telemetry.health_s,
                 window_chunks=config.transfer.window_chunks,
+                rate_bytes_s=config.transfer.bytes_per_s,
             )
         )
 
@@ -112,7 +113,8 @@ class Daemon:
     def _over(self) -> bool:
         if self._exit_by is None:
             return False
-        return not self._engines.pids() or time.monotonic() >= self._exit_by
+        drained = not self._engines.pids() and self._queue.empty() and not self._own
+        return drained or time.monotonic() >= self._exit_by
 
     def _next_event(self) -> ev.Event:
         if self._own:

@@ -212,7 +212,7 @@ def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: 
             return
         settings = state.settings
         seed = f"{settings.device}/{settings.boot}/{digest}"
-        state.download = Download(offer, settings.window_chunks, seed)
+        state.download = Download(offer, settings.window_chunks, seed, settings.rate_bytes_s)
         turn.do(OpenTransfer(offer), Listen(offer.transfer))
         return
     if not download.opened:
@@ -463,6 +463,8 @@ def finish(
     """End a deployment otherwise than by commit, and leave nothing of it behind."""
     _stop_shadow(turn, deployment)
     turn.advance(deployment, phase, reason=reason, detail=detail[:480])
+    if phase is not Phase.SUPERSEDED:
+        turn.refuse(deployment.key)
     if deployment.phase is not Phase.QUEUED:
         # Only one deployment is past the queue, so what is under way is its own.
         drop_download(turn)

@@ -19,6 +19,8 @@ from wire.transfer import (
 
 FIRST_TIMEOUT_S = 1.0
 LAST_TIMEOUT_S = 60.0
+ROUNDING = 1e-6
+"""So that a wake-up planned for a whole chunk finds a whole chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,16 @@ DownloadEvent = IndexVerified | ChunkVerified | FrameRejected
 
 @dataclass(slots=True)
 class Download:
-    """One transfer under way. `window` chunks are asked for ahead, again at half of that."""
+    """One transfer under way. `window` chunks are asked for ahead, again at half of that.
+
+    `rate_bytes_s` caps what is asked for, in bytes a second with a second's worth of burst, but
+    never less than a chunk at a time; 0: no cap.
+    """
 
     offer: Offer
     window: int
     seed: str
+    rate_bytes_s: int = 0
     index: bytes = b""
     opened: bool = False
     last_progress: float = 0.0
@@ -64,6 +71,9 @@ class Download:
     _asked: dict[int, float] = field(default_factory=dict)
     _cursor: int = 0
     _timeout: float = FIRST_TIMEOUT_S
+    _allowance: float = 0.0
+    """Bytes that may be asked for."""
+    _allowed_at: float = 0.0
     _draws: int = 0
 
     def open(self, index: bytes, present: frozenset[int], now: float) -> None:
@@ -72,6 +82,8 @@ class Download:
         self._present = set(present)
         self.opened = True
         self.last_progress = now
+        self._allowance = self._burst
+        self._allowed_at = now
 
     @property
     def part(self) -> FramePart:
@@ -145,9 +157,23 @@ class Download:
             self._timeout = wait * (0.75 + 0.5 * draw(self.seed, self._draws))
         for number in overdue:
             del self._asked[number]
-        if len(self._asked) > self.window // 2:
-            return self._ask(overdue, now)
-        return self._ask(self._next(self.window - len(self._asked)), now)
+        if len(self._asked) > self.window // 2 and not overdue:
+            return []
+        room = self.window - len(self._asked)
+        return self._ask(self._next(min(room, self._affordable(now))), now)
+
+    @property
+    def _burst(self) -> float:
+        return float(max(self.rate_bytes_s, self.offer.chunk_bytes))
+
+    def _affordable(self, now: float) -> int:
+        """Return how many chunks the bandwidth cap allows to be asked for now."""
+        if self.rate_bytes_s == 0:
+            return self.window
+        earned = (now - self._allowed_at) * self.rate_bytes_s
+        self._allowance = min(self._allowance + earned, self._burst)
+        self._allowed_at = now
+        return int(self._allowance / self.offer.chunk_bytes + ROUNDING)
 
     def _next(self, room: int) -> list[int]:
         have = self._present if self.part == "data" else self._index_frames
@@ -172,6 +198,8 @@ class Download:
         for request in requests:
             for number in request.numbers():
                 self._asked[number] = now
+                if self.rate_bytes_s:
+                    self._allowance -= self.offer.chunk_bytes
         return requests
 
     def forget_requests(self) -> None:
@@ -183,6 +211,11 @@ class Download:
         """Return when `requests_due` next has something to say, in monotonic seconds."""
         if not self.opened or self.complete:
             return None
-        if not self._asked:
-            return 0.0
-        return min(self._asked.values()) + self._timeout
+        patience = [asked + self._timeout for asked in self._asked.values()]
+        if not self.rate_bytes_s or self._allowance + ROUNDING >= self.offer.chunk_bytes:
+            return min(patience, default=0.0)
+        lacking = self.offer.chunk_bytes - self._allowance
+        earned = self._allowed_at + lacking / self.rate_bytes_s
+        if len(self._asked) <= self.window // 2:
+            return earned
+        return max(min(patience), earned)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agent.core.state import Deployment, Journal
+from agent.core.state import Deployment, Journal, Key
 from wire.twin import DesiredRelease, Phase
 
 
@@ -30,21 +30,17 @@ class Supersede:
 Step = Begin | Adopt | Supersede
 
 
-def key_of(release: DesiredRelease) -> tuple[str, str, str]:
+def key_of(release: DesiredRelease) -> Key:
     """Return what makes a deployment of `release` that one and no other."""
     return (release.rollout, release.purpose, release.manifest)
 
 
-def settled(deployment: Deployment, release: DesiredRelease) -> bool:
-    """Return whether this rollout had its say here, whatever it was.
-
-    A refusal is never retried for the same rollout, and neither is a release that was taken
-    back after its commit: the fallback carries the rollout that it undid.
-    """
-    if not deployment.phase.final or deployment.phase is Phase.SUPERSEDED:
-        return False
-    undone = deployment.purpose == "fallback" and deployment.rollout == release.rollout
-    return deployment.key == key_of(release) or (undone and release.purpose == "rollout")
+def settled(journal: Journal, release: DesiredRelease) -> bool:
+    """Return whether this rollout had its say here, whatever it was."""
+    key = key_of(release)
+    latest = journal.deployments.get(release.model)
+    committed = latest is not None and latest.phase is Phase.COMMITTED and latest.key == key
+    return committed or key in journal.refused
 
 
 def under_way(deployment: Deployment, release: DesiredRelease) -> bool:
@@ -69,7 +65,7 @@ def reconcile(journal: Journal) -> list[Step]:
             steps.append(Supersede(model))
     for model, release in wanted.items():
         latest = journal.deployments.get(model)
-        if latest is not None and (under_way(latest, release) or settled(latest, release)):
+        if settled(journal, release) or (latest is not None and under_way(latest, release)):
             continue
         champion = journal.champions.get(model)
         if champion is None or champion.manifest != release.manifest:

@@ -188,6 +188,7 @@ def _fall_back(turn: Turn, model: str, why: str) -> None:
         crashes={m: n for m, n in journal.crashes.items() if m != model},
         deployments=deployments,
     )
+    turn.refuse((bad.rollout, "rollout", bad.manifest))
     turn.say(f"{model}: back to {model}@{good.version}: {fallback.detail}", "error")
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from agent.core.download import Download
 
 Purpose = Literal["rollout", "rollback", "fallback"]
+Key = tuple[str, str, str]
+"""Rollout, purpose and release digest: what makes a deployment that one and no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Deployment:
     better: int = 0
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         """What makes it this deployment and no other."""
         return (self.rollout, self.purpose, self.manifest)
 
@@ -68,6 +70,8 @@ class Journal:
     """Model -> what served before, kept whole for the way back."""
     deployments: dict[str, Deployment] = field(default_factory=dict)
     """Model -> the latest."""
+    refused: tuple[Key, ...] = ()
+    """Deployments that ended badly, oldest first: the same rollout never tries them again."""
     crashes: dict[str, int] = field(default_factory=dict)
     """Model -> engine crashes blamed on its champion since it last ran well."""
     commands: tuple[str, ...] = ()
@@ -97,7 +101,7 @@ class Settings:
     window_s: float = 60.0
     health_s: float = 60.0
     window_chunks: int = 32
-    engine_threads: int = 1
+    rate_bytes_s: int = 0
 
 
 Role = Literal["next", "serving", "challenger", "ending"]

@@ -49,6 +49,7 @@ def on_windows(turn: Turn, windows: tuple[Window, ...]) -> None:
                 ScoreWindow,
                 {
                     **window.counts,
+                    "latency": {"bins": window.counts.get("latency", {})},
                     "device": settings.device,
                     "boot": settings.boot,
                     "seq": sequence,

@@ -6,8 +6,10 @@ from typing import Any
 
 from agent.core.actions import Action, SaveJournal, Say
 from agent.core.lifecycle import move
-from agent.core.state import AgentState, Deployment, Instant
+from agent.core.state import AgentState, Deployment, Instant, Key
 from wire.twin import DesiredRelease, Phase
+
+REFUSALS_REMEMBERED = 64
 
 
 @dataclass(slots=True)
@@ -48,6 +50,11 @@ class Turn:
         moved = move(deployment, to, self.now.wall, **changes)
         self.put(moved)
         return moved
+
+    def refuse(self, key: Key) -> None:
+        """Remember that this deployment is not to be tried again."""
+        refused = (*(k for k in self.state.journal.refused if k != key), key)
+        self.record(refused=refused[-REFUSALS_REMEMBERED:])
 
     def note(self, deployment: Deployment) -> None:
         """Keep figures that moved within a phase, for reports alone: no flash write for them."""

@@ -96,7 +96,7 @@ class Generation:
                 _start_trial(message, self._blame, self._tried)
             case Serve():
                 priority.restore()
-                await self._http.listen(self._listeners)
+                self._http.listen(self._listeners)
             case Host(path):
                 await self._host(path)
             case ShadowTo(model, path, challenger):

@@ -34,7 +34,8 @@ SWEEP_S = 1.0
 IDLE_WHEN_DRAINING_S = 0.5
 """How long a drained server waits for the next request of an idle connection."""
 
-_BACKLOG = 128
+DRAIN_STEP_S = 0.02
+ACCEPT_AGAIN_S = 1.0
 
 _REASONS = {
     200: "OK",
@@ -90,15 +91,38 @@ class HttpServer:
         self.draining = False
         self.connections: set[Connection] = set()
         self.buffered_bytes = 0
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[socket.socket] = []
+        self._arriving: set[asyncio.Task[object]] = set()
+        """Accepted clients on their way into `connections`."""
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def listen(self, sockets: list[socket.socket]) -> None:
+    def listen(self, listeners: list[socket.socket]) -> None:
         """Accept on sockets that listen already, perhaps together with another process."""
+        for listener in listeners:
+            listener.setblocking(False)
+            self._listeners.append(listener)
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        # Not asyncio.Server: once closed, it drops clients that it accepted a moment before.
         loop = asyncio.get_running_loop()
-        for sock in sockets:
-            server = await loop.create_server(lambda: Connection(self), sock=sock, backlog=_BACKLOG)
-            self._servers.append(server)
+        try:
+            client, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # another process was quicker, or the client is gone
+        except OSError:
+            # Out of descriptors: trying again at once would only spin.
+            loop.remove_reader(listener)
+            loop.call_later(ACCEPT_AGAIN_S, self._accept_again, listener)
+            return
+        client.setblocking(False)
+        coming = loop.create_task(loop.connect_accepted_socket(lambda: Connection(self), client))
+        self._arriving.add(coming)
+        coming.add_done_callback(self._arriving.discard)
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if not self.draining:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     async def drain(self, deadline_s: float) -> None:
         """Stop accepting, answer what came, close what is idle; cut the rest at the deadline.
@@ -106,18 +130,18 @@ class HttpServer:
         Our descriptors of the sockets are closed; who else listens on them is not disturbed.
         """
         began = time.monotonic()
-        for server in self._servers:
-            server.close()
         self.draining = True
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
         idle_until = min(IDLE_WHEN_DRAINING_S, deadline_s / 2)
         while (waited := time.monotonic() - began) < deadline_s:
-            # Connections accepted just before are still on their way into the set.
+            if not self.connections and not self._arriving:
+                return
             if waited >= idle_until:
-                if not self.connections:
-                    return
                 for connection in list(self.connections):
                     connection.close_if_idle()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(DRAIN_STEP_S)
         for connection in list(self.connections):
             connection.abort()
 

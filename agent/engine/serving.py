@@ -155,9 +155,7 @@ class Api:
         try:
             served.board.label(id, labels)
         except UnknownRequestError:
-            raise HttpError(
-                404, f"request {id[:80]!r} is not, or no longer, remembered"
-            ) from None
+            raise HttpError(404, f"request {id[:80]!r} is not, or no longer, remembered") from None
         return _json({"request_id": id, "model": served.model.spec.model, "labelled": len(labels)})
 
     def _served_for(self, name: Any, id: str) -> Served:
@@ -235,9 +233,7 @@ def _refuse(error: Exception) -> Response:
 def _shadow(served: Served) -> Response:
     comparison = served.comparison
     if comparison is None:
-        raise HttpError(
-            404, f"model {served.model.spec.model}: no challenger has shadowed it yet"
-        )
+        raise HttpError(404, f"model {served.model.spec.model}: no challenger has shadowed it yet")
     return _json(
         {
             "model": comparison.model,

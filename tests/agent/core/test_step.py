@@ -173,6 +173,22 @@ def test_what_was_taken_back_stays_away_while_the_same_rollout_is_desired(world:
     assert champion_of(world) == 1
 
 
+def test_a_refusal_is_remembered_when_the_champion_that_judged_it_is_gone(world: World) -> None:
+    at_version_1(world)
+    world.want(world.add(make_release(2)), "r-2")
+    world.settle()
+    world.want(world.add(make_release(3, "worse")), "r-3")
+    world.settle()
+    starts = world.state.last_generation
+
+    for _ in range(3):
+        world.kill_engine(max(world.engines))
+        world.settle()
+
+    assert champion_of(world) == 1
+    assert world.state.last_generation == starts + 3
+
+
 def test_an_engine_that_crashes_without_a_previous_release_is_restarted(world: World) -> None:
     at_version_1(world)
 

@@ -68,7 +68,7 @@ def make_release(version: int, conduct: Conduct = "good", model: str = "digits")
     )
     body = encode(manifest)
     bodies = {digest_of(data): data for data in (body, weights, labels)}
-    offers = tuple(_offer(data) for data in bodies.values())
+    offers = tuple(offer_of(data) for data in bodies.values())
     return Made(manifest, digest_of(body), bodies, offers, conduct)
 
 
@@ -76,18 +76,18 @@ def _file(name: str, data: bytes) -> File:
     return File(name=name, digest=digest_of(data), size_bytes=len(data))
 
 
-def _index(data: bytes) -> bytes:
+def index_of(data: bytes) -> bytes:
     return b"".join(chunk_hash(data[i : i + CHUNK]) for i in range(0, len(data), CHUNK))
 
 
-def _offer(data: bytes) -> Offer:
+def offer_of(data: bytes) -> Offer:
     digest = digest_of(data)
     return Offer(
         file=digest,
         file_bytes=len(data),
         transfer=digest,
         transfer_bytes=len(data),
-        index=digest_of(_index(data)),
+        index=digest_of(index_of(data)),
         chunk_bytes=CHUNK,
     )
 
@@ -345,7 +345,7 @@ class World:
                 break
         else:
             return
-        source = data if request.part == "data" else _index(data)
+        source = data if request.part == "data" else index_of(data)
         for number in request.numbers():
             self.fetched.append((request.transfer, request.part, number))
             payload = source[number * CHUNK : (number + 1) * CHUNK]

@@ -1,0 +1,169 @@
+"""The chunk receiver by itself, against a source that answers as the test says."""
+
+import itertools
+
+import pytest
+
+from agent.core.download import ChunkVerified, Download, FrameRejected, IndexVerified
+from tests.agent.core.world import CHUNK, index_of, offer_of
+from wire.transfer import ChunkFrame
+
+BODY = b"".join(bytes([n]) * CHUNK for n in range(100)) + b"tail"
+LAST = 100
+
+
+def frame(number: int) -> ChunkFrame:
+    return ChunkFrame("data", number, BODY[number * CHUNK : (number + 1) * CHUNK])
+
+
+def started(window: int = 16, rate_bytes_s: int = 0) -> Download:
+    download = Download(offer_of(BODY), window, "seed", rate_bytes_s)
+    download.open(index_of(BODY), frozenset(), 0.0)
+    return download
+
+
+def asked(download: Download, now: float) -> list[int]:
+    return [n for request in download.requests_due(now) for n in request.numbers()]
+
+
+def test_it_asks_for_a_window_and_again_when_half_of_it_came() -> None:
+    download = started(window=16)
+
+    assert asked(download, 0.0) == list(range(16))
+    for number in range(7):
+        download.receive(frame(number), 0.1)
+    assert asked(download, 0.1) == []
+    download.receive(frame(7), 0.1)
+
+    assert asked(download, 0.1) == list(range(16, 24))
+
+
+def test_chunks_that_others_asked_for_are_taken_and_never_asked_for() -> None:
+    download = started(window=4)
+
+    for number in range(50, 60):
+        assert download.receive(frame(number), 0.0)
+    wanted: list[int] = []
+    now = 0.0
+    while not download.complete:
+        for number in asked(download, now):
+            wanted.append(number)
+            download.receive(frame(number), now)
+        now += 0.01
+
+    assert len(wanted) == len(set(wanted)) == LAST + 1 - 10
+    assert not set(wanted) & set(range(50, 60))
+
+
+def test_a_repeat_brings_nothing() -> None:
+    download = started()
+
+    first = download.receive(frame(3), 0.0)
+    again = download.receive(frame(3), 0.0)
+
+    assert first == [ChunkVerified(3 * CHUNK, frame(3).payload)]
+    assert again == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ChunkFrame("data", 3, frame(4).payload),
+        ChunkFrame("data", 3, frame(3).payload[:-1]),
+        ChunkFrame("data", LAST + 1, b"x"),
+        ChunkFrame("data", 2**32 - 1, frame(3).payload),
+        ChunkFrame("data", LAST, frame(3).payload),
+    ],
+)
+def test_a_frame_that_cannot_be_right_is_rejected(bad: ChunkFrame) -> None:
+    download = started()
+
+    (event,) = download.receive(bad, 0.0)
+
+    assert isinstance(event, FrameRejected)
+    assert download.bad == 1
+    assert download.done_bytes == 0
+
+
+def test_a_wrong_index_is_thrown_away_and_asked_for_again() -> None:
+    offer = offer_of(BODY)
+    download = Download(offer, 16, "seed")
+    download.open(b"", frozenset(), 0.0)
+    index = index_of(BODY)
+    forged = b"\0" * len(index)
+
+    def give(data: bytes) -> list[object]:
+        events: list[object] = []
+        for n in range(offer.part_chunks("index")):
+            payload = data[n * CHUNK : (n + 1) * CHUNK]
+            events += download.receive(ChunkFrame("index", n, payload), 0.0)
+        return events
+
+    assert asked(download, 0.0) == list(range(offer.part_chunks("index")))
+    assert [type(event) for event in give(forged)] == [FrameRejected]
+    assert asked(download, 0.1) == list(range(offer.part_chunks("index")))
+    assert give(index) == [IndexVerified(index)]
+    assert download.part == "data"
+
+
+def test_silence_is_answered_with_longer_and_longer_waits() -> None:
+    download = started(window=8)
+    asked(download, 0.0)
+
+    times, now = [], 0.0
+    while now < 300:
+        due = download.next_due()
+        assert due is not None
+        now = max(now, due)
+        if asked(download, now):
+            times.append(now)
+
+    waits = [b - a for a, b in itertools.pairwise(times)]
+    assert len(times) < 15
+    assert all(wait <= 60 * 1.25 for wait in waits)
+    assert waits[3] > 2 * waits[0]
+
+
+def test_a_lost_chunk_is_asked_for_again_while_others_flow() -> None:
+    download = started(window=8)
+    lost = {3}
+    now, requests = 0.0, 0
+    while not download.complete:
+        for number in asked(download, now):
+            requests += 1
+            if number in lost:
+                lost.discard(number)
+            else:
+                download.receive(frame(number), now)
+        now += 0.05
+        assert now < 60
+
+    assert requests == LAST + 2
+
+
+def test_a_bandwidth_cap_holds_over_the_whole_transfer() -> None:
+    download = started(window=32, rate_bytes_s=5 * CHUNK)
+
+    now = 0.0
+    while not download.complete:
+        for number in asked(download, now):
+            download.receive(frame(number), now)
+        due = download.next_due()
+        if due is not None:
+            assert due > now, "it must not ask to be woken for nothing"
+            now = due
+
+    assert 18.0 <= now <= 21.0
+
+
+def test_a_cap_below_one_chunk_a_second_still_ends() -> None:
+    download = started(rate_bytes_s=CHUNK // 4)
+
+    now = 0.0
+    while not download.complete and now < 1000:
+        for number in asked(download, now):
+            download.receive(frame(number), now)
+        now = max(now + 1e-6, download.next_due() or now)
+
+    assert download.complete
+    assert now > 390
