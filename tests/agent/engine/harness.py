@@ -206,10 +206,12 @@ class Engine:
             self.process.kill()
         self.process.wait(ANSWER_S)
         assert self.process.stderr is not None
-        self.process.stderr.close()
+        with self.process.stderr as stderr:
+            said = stderr.read().decode()
         self._lines.close()
         self.socket.close()
         os.close(self.blame)
+        assert "Traceback" not in said, said
 
 
 @contextlib.contextmanager
