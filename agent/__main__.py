@@ -6,9 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-from agent import VERSION
 from agent.config import AgentConfig, load_config
 from agent.errors import DeviceError
+from wire import VERSION
 
 
 def main() -> int:

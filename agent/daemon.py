@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from agent import VERSION
 from agent.config import AgentConfig
 from agent.control import ModelSpec
 from agent.core import actions as do
@@ -25,6 +24,7 @@ from agent.shell.notify import Notifier
 from agent.shell.outbox import Outbox
 from agent.shell.probe import Probe, capabilities
 from agent.shell.slots import Slots
+from wire import VERSION
 from wire.codec import encode
 from wire.seal import Verifier
 from wire.topics import Kind, Topic

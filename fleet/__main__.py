@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 
 import click
 
-from fleet import VERSION
 from fleet.cli.group import LazyGroup
 from fleet.cli.session import DEFAULT_CONTROLLER, DONE, FAILED, INTERRUPTED, USAGE, Session
 from fleet.core.errors import FleetError
+from wire import VERSION
 
 COMMANDS = {
     "model": ("fleet.cli.model:model", "Releases: push, list, show."),

@@ -169,7 +169,9 @@ class Link:
                 continue
             if time.monotonic() - began > SETTLED_S:
                 failures = 0
-            self._tell(f"no broker at {self._broker.url}: {self._reason}; trying again")
+            self._tell(
+                f"no broker at {self._broker.url}: {self._reason}; trying again", logging.WARNING
+            )
             ceiling = min(LAST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures, 10))
             failures += 1
             self._wake.wait(self._random.uniform(0.05, ceiling))
@@ -247,10 +249,10 @@ class Link:
         if client is not None:
             client.disconnect()
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, line: str, level: int = logging.INFO) -> None:
         if line != self._told:
             self._told = line
-            log.warning("%s", line)
+            log.log(level, "%s", line)
 
     # ---- paho's callbacks, in the thread
 
