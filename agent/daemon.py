@@ -92,11 +92,10 @@ class Daemon:
         able = capabilities(self._config.engine.runtimes)
         for name, why in able.unusable.items():
             log.warning("runtime %s cannot be used: %s", name, why)
-        # Without an earlier life on this disk, numbers start beyond those of any other one.
-        sequence = self._outbox.last_seq() or int(time.time() * 1000)
-        acked = 0 if self._outbox.waiting else sequence
-        journal = self._slots.load_journal()
-        self._take(ev.Booted(journal, able, self._slots.blobs(), sequence, acked))
+        journal, blobs = self._slots.load_journal(), self._slots.blobs()
+        self._take(
+            ev.Booted(journal, able, blobs, self._outbox.last_seq(), self._outbox.acked)
+        )
         self._link.start()
         try:
             while not self._over():
