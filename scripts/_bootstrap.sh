@@ -27,7 +27,9 @@ as_root() {
   if [ "$(id -u)" = 0 ]; then
     "$@"
   else
-    sudo -n "$@"
+    # Only a person at a terminal can be asked for a password.
+    # shellcheck disable=SC2046 # no flag at all rather than an empty one
+    sudo $([ -t 0 ] || printf %s -n) "$@"
   fi
 }
 
@@ -35,7 +37,7 @@ as_root() {
 need_debian() {
   command -v apt-get >/dev/null || fail "expected apt-get to install $*; install it by hand"
   as_root true 2>/dev/null ||
-    fail "expected root, or sudo without a password, to install $*; run: sudo apt-get install $*"
+    fail "expected root or sudo to install $*; run: sudo apt-get install $*"
   say "installing from Debian: $*"
   # An old package list may do; where it does not, the installation below says so.
   as_root apt-get update -qq >/dev/null 2>&1 </dev/null || say "apt-get update failed; going on"
