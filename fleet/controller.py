@@ -63,7 +63,7 @@ from wire.manifest import Manifest
 from wire.seal import Sealer
 from wire.telemetry import Ack, Health, ScoreWindow
 from wire.topics import Kind, Topic
-from wire.transfer import ChunkFrame, FetchRequest, Offer
+from wire.transfer import CHUNK_BYTES, ChunkFrame, FetchRequest, Offer
 from wire.twin import Desired, DesiredRelease, Reported, Status
 
 log = logging.getLogger("fleet.controller")
@@ -121,6 +121,7 @@ class Controller:
         password: str,
         device_username: str,
         device_password: str,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         """Open everything in `data_dir`; nothing is sent before `start`.
 
@@ -134,7 +135,7 @@ class Controller:
         self._sealer = Sealer(_read_or_make_key(data_dir / "controller.key"))
         self._queue: queue.Queue[Any] = queue.Queue(MAX_QUEUE)
         self._link = Link(broker_url, username, password, self._queue)
-        self._blobs = Blobs(data_dir)
+        self._blobs = Blobs(data_dir, chunk_bytes)
         self._store = Store(data_dir / "fleet.db")
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._ended = threading.Event()

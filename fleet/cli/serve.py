@@ -18,6 +18,7 @@ from fleet.cli.render import answer
 from fleet.cli.session import USAGE, Session, common
 from fleet.core.errors import FleetError
 from fleet.core.views import Refusal, View
+from wire.transfer import CHUNK_BYTES
 
 DEFAULT_BROKER_PORT = 1883
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
@@ -68,6 +69,13 @@ class _Access:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="One line: the password of USER at your broker.",
 )
+@click.option(
+    "--chunk-bytes",
+    type=click.IntRange(1024, 64 * 1024),
+    default=CHUNK_BYTES,
+    show_default=True,
+    help="How much of a model one message carries; less where the broker or the line asks for it.",
+)
 @common
 @click.pass_obj
 def serve(
@@ -78,6 +86,7 @@ def serve(
     broker: str,
     broker_port: int,
     broker_password_file: Path | None,
+    chunk_bytes: int,
 ) -> None:
     """Run the controller until SIGTERM or Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -90,7 +99,7 @@ def serve(
     with ExitStack() as stack:
         stack.enter_context(_sole_owner(data))
         access = stack.enter_context(_broker(broker, data, broker_port, broker_password_file))
-        url = stack.enter_context(_controller(data, access, host, port))
+        url = stack.enter_context(_controller(data, access, host, port, chunk_bytes))
         view = ServeView(api=url, broker=access.url, data=str(data.absolute()))
         answer(session, view, _screen(view))
         _say_next(session, url)
@@ -169,14 +178,18 @@ def _foreign(text: str, password_file: Path | None) -> _Access:
 
 
 @contextmanager
-def _controller(data: Path, access: _Access, host: str, port: int) -> Iterator[str]:
+def _controller(
+    data: Path, access: _Access, host: str, port: int, chunk_bytes: int
+) -> Iterator[str]:
     """Run the controller and its API; give the API's URL."""
     from fleet.controller import Controller
     from fleet.shell.api import build_app
     from fleet.shell.api import serve as serve_api
 
     try:
-        controller = Controller(data, access.url, *access.controller, *access.device)
+        controller = Controller(
+            data, access.url, *access.controller, *access.device, chunk_bytes=chunk_bytes
+        )
     except Refusal as refusal:
         raise FleetError(refusal.error, refusal.next_step) from refusal
     with ExitStack() as stack:

@@ -32,8 +32,12 @@ OPEN_FILES = 16
 class Blobs:
     """A directory of files by digest. Safe to use from many threads."""
 
-    def __init__(self, directory: Path) -> None:
-        """Open or create the store, and delete what a crash left half written."""
+    def __init__(self, directory: Path, chunk_bytes: int = CHUNK_BYTES) -> None:
+        """Open or create the store, and delete what a crash left half written.
+
+        Files taken in from now on travel in chunks of `chunk_bytes`; earlier offers stand.
+        """
+        self._chunk_bytes = chunk_bytes
         self._blobs = directory / "blobs"
         self._transfers = directory / "transfers"
         for each in (self._blobs, self._transfers):
@@ -145,7 +149,7 @@ class Blobs:
                 _settle(file, packed)
             else:
                 Path(file.name).unlink()
-        transfer, length, index = _hash_chunks(packed if worth else source)
+        transfer, length, index = _hash_chunks(packed if worth else source, self._chunk_bytes)
         offer = Offer(
             file=digest,
             file_bytes=size,
@@ -153,6 +157,7 @@ class Blobs:
             transfer=transfer,
             transfer_bytes=length,
             index="sha256:" + hashlib.sha256(index).hexdigest(),
+            chunk_bytes=self._chunk_bytes,
         )
         for suffix, data in (("index", index), ("json", offer.model_dump_json().encode())):
             target = self._beside(digest, suffix)
@@ -222,13 +227,13 @@ def _settle(file: "tempfile._TemporaryFileWrapper[bytes]", target: Path) -> None
         os.close(directory)
 
 
-def _hash_chunks(path: Path) -> tuple[str, int, bytes]:
+def _hash_chunks(path: Path, chunk_bytes: int) -> tuple[str, int, bytes]:
     """Return digest and length of a file, and the hashes of its chunks one after the other."""
     whole = hashlib.sha256()
     hashes = []
     length = 0
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
+        while chunk := file.read(chunk_bytes):
             whole.update(chunk)
             hashes.append(chunk_hash(chunk))
             length += len(chunk)

@@ -54,6 +54,20 @@ def test_a_file_travels_in_whatever_form_is_smaller(
     assert travelled(blobs, offer) == data
 
 
+def test_files_travel_in_chunks_of_the_size_asked_for_and_earlier_offers_stand(
+    tmp_path: Path,
+) -> None:
+    early = Blobs(tmp_path).offer(keep(Blobs(tmp_path), NOISE))
+
+    blobs = Blobs(tmp_path, chunk_bytes=2048)
+    late = blobs.offer(keep(blobs, TEXT))
+
+    assert (late.chunk_bytes, late.chunks) == (2048, -(-late.transfer_bytes // 2048))
+    assert travelled(blobs, late) == TEXT
+    assert blobs.offer(early.file) == early
+    assert travelled(blobs, early) == NOISE
+
+
 def test_bytes_with_another_digest_are_not_kept(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path)
     writer = blobs.open(digest_of(TEXT))
