@@ -7,41 +7,28 @@ decision changes is stored as a whole before any of it is published, and a resta
 everything anew from the store; nothing is retried faster than its deadline says.
 """
 
-import base64
-import json
 import logging
-import os
 import queue
 import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fleet.core import present
-from fleet.core.census import Census
-from fleet.core.cohort import LIST_DEVICES, cut, nearest, order, parse_target, parse_waves, select
+from fleet.core.books import MAX_FILES, Books, Release
 from fleet.core.courier import Courier
+from fleet.core.enrolment import agent_toml
 from fleet.core.errors import FleetError
 from fleet.core.ledger import Ledger
-from fleet.core.rollout import (
-    Assign,
-    Assignment,
-    Rollout,
-    abort,
-    fallback_for,
-    notable,
-    step,
-    supersede,
-)
-from fleet.core.scores import Totals
+from fleet.core.rollout import Assign, Rollout, abort, notable, step, supersede
 from fleet.core.sender import Sender
 from fleet.core.views import (
     CommandView,
@@ -54,17 +41,18 @@ from fleet.core.views import (
     RolloutView,
 )
 from fleet.shell.blobs import Blobs, Writer
+from fleet.shell.key import read_or_make_key
 from fleet.shell.link import Drained, Heard, Link, LinkDown, LinkUp
-from fleet.shell.store import Change, DesiredRow, Item, Release, Store
+from fleet.shell.store import Change, DesiredRow, Item, Store
 from wire.codec import encode
 from wire.command import VERBS, Command, CommandResult
-from wire.ids import ReleaseRef, check_id
-from wire.manifest import Manifest
+from wire.ids import ReleaseRef
+from wire.manifest import File, Manifest
 from wire.seal import Sealer
 from wire.telemetry import Ack, Health, ScoreWindow
 from wire.topics import Kind, Topic
 from wire.transfer import CHUNK_BYTES, ChunkFrame, FetchRequest, Offer
-from wire.twin import Desired, DesiredRelease, Reported, Status
+from wire.twin import DeploymentReport, Reported, Status
 
 log = logging.getLogger("fleet.controller")
 
@@ -92,9 +80,6 @@ CALL_S = 60.0
 MAX_QUEUE = 20_000
 MAX_DEVICES = 100_000
 MAX_ROLLOUTS = 500
-MAX_MODELS = 16
-MAX_OFFERS = 240
-"""Offers of one device together: its Desired stays under the length of a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +117,7 @@ class Controller:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._broker_url = broker_url
         self._device_login = (device_username, device_password)
-        self._sealer = Sealer(_read_or_make_key(data_dir / "controller.key"))
+        self._sealer = Sealer(read_or_make_key(data_dir / "controller.key"))
         self._queue: queue.Queue[Any] = queue.Queue(MAX_QUEUE)
         self._link = Link(broker_url, username, password, self._queue)
         self._blobs = Blobs(data_dir, chunk_bytes)
@@ -140,16 +125,13 @@ class Controller:
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._ended = threading.Event()
 
-        self._census = Census()
+        self._books = Books()
+        self._census = self._books.census
         self._sender = Sender()
         self._courier = Courier()
-        self._releases: dict[str, Release] = {}
-        self._offers: dict[str, tuple[Offer, ...]] = {}
+        self._documents: dict[str, bytes] = {}
+        """Device -> its latest sealed Desired."""
         self._transfers: dict[str, Offer] = {}
-        self._assignments: dict[str, dict[str, Assignment]] = {}
-        self._rollouts: dict[str, Rollout] = {}
-        self._desired: dict[str, DesiredRow] = {}
-        self._totals: dict[str, dict[tuple[str, str], Totals]] = {}
         self._ledgers: dict[str, Ledger] = {}
         self._gaps: set[str] = set()
         """Devices of which a telemetry item is missing."""
@@ -182,10 +164,13 @@ class Controller:
         if self._ended.is_set():
             return
         self._link.stop()
+        self._ended.set()
         if self._thread.is_alive():
             self._queue.put(_Stop())
             self._thread.join(30)
-        self._ended.set()
+        for event in _rest_of(self._queue):
+            if isinstance(event, _Call):
+                event.answer.set_exception(_not_running())
         self._blobs.close()
         self._store.close()
 
@@ -206,59 +191,37 @@ class Controller:
     def add_release(self, manifest: Manifest) -> tuple[ReleaseView, bool]:
         """Keep a release; False with the same release when it was there already."""
         files = {file.digest: file for file in manifest.all_files()}
-        if len(files) >= DesiredRelease.model_fields["offers"].metadata[1].max_length:
-            raise Refusal(422, f"{manifest.ref}: expected at most 39 files, got {len(files)}")
-        self._ask(lambda: self._check_new(manifest))
+        if len(files) > MAX_FILES:
+            raise Refusal(
+                422, f"{manifest.ref}: expected at most {MAX_FILES} files, got {len(files)}"
+            )
+        self._ask(lambda: self._books.same_release(manifest))
         for file in files.values():
-            if not self._blobs.has(file.digest):
-                raise Refusal(
-                    422,
-                    f"{manifest.ref}: {file.name} ({file.digest}) was not sent",
-                    "push it again",
-                )
-            if self._blobs.size(file.digest) != file.size_bytes:
-                raise Refusal(
-                    422,
-                    f"{manifest.ref}: expected {file.name} to have {file.size_bytes} bytes, "
-                    f"got {self._blobs.size(file.digest)}",
-                )
-        digest = manifest.digest
-        self._blobs.keep(digest, encode(manifest))
+            self._check_file(manifest, file)
+        self._blobs.keep(manifest.digest, encode(manifest))
         # Compressing takes a while: here, on the caller's thread, the loop does not wait for it.
-        offers = tuple(self._blobs.offer(each) for each in (digest, *files))
-        return self._ask(lambda: self._add_release(manifest, digest, offers))
+        offers = tuple(self._blobs.offer(each) for each in (manifest.digest, *files))
+        return self._ask(lambda: self._add_release(manifest, offers))
 
     def releases(self, model: str | None) -> list[ReleaseView]:
         """Return all releases (of one model), newest version first."""
-        return self._ask(lambda: self._list_releases(model))
+        return self._ask(lambda: self._books.release_views(model))
 
     def release(self, model: str, version: int) -> ReleaseView:
         """Return one release with its manifest."""
-
-        def look() -> ReleaseView:
-            release = self._find_release(model, version)
-            return present.release_view(
-                release.manifest, release.digest, release.pushed_at, whole=True
-            )
-
-        return self._ask(look)
+        return self._ask(lambda: self._books.release_view(model, version))
 
     def next_version(self, model: str) -> int:
         """Return the version after the highest one of `model`; 1 when it is new."""
-        return self._ask(lambda: 1 + max(self._versions(model), default=0))
+        return self._ask(lambda: self._books.next_version(model))
 
     def devices(self) -> list[DeviceView]:
         """Return every device ever heard of, by id."""
-        return self._ask(lambda: [self._device(d.id) for d in sorted(self._census, key=_id)])
+        return self._ask(lambda: self._books.device_views(time.time()))
 
     def device(self, id: str) -> DeviceView:
         """Return one device."""
-
-        def look() -> DeviceView:
-            self._check_device(id)
-            return self._device(id)
-
-        return self._ask(look)
+        return self._ask(lambda: self._books.device_view(id, time.time()))
 
     def start_rollout(self, request: RolloutRequest) -> RolloutView:
         """Start to bring a release to devices."""
@@ -266,17 +229,11 @@ class Controller:
 
     def rollouts(self) -> list[RolloutView]:
         """Return all rollouts, the newest first."""
-
-        def look() -> list[RolloutView]:
-            now = time.time()
-            rollouts = reversed(self._rollouts.values())
-            return [present.rollout_view(each, self._census, now) for each in rollouts]
-
-        return self._ask(look)
+        return self._ask(lambda: self._books.rollout_views(time.time()))
 
     def rollout(self, id: str) -> RolloutView:
         """Return one rollout with its devices."""
-        return self._ask(lambda: self._show_rollout(self._find_rollout(id)))
+        return self._ask(lambda: self._books.rollout_view(id, time.time()))
 
     def abort_rollout(self, id: str, reason: str) -> RolloutView:
         """Call a rollout off and take its devices back."""
@@ -292,27 +249,7 @@ class Controller:
 
     def device_config(self, id: str) -> str:
         """Return the text of an `agent.toml` with which a device joins this fleet."""
-        try:
-            check_id(id)
-        except ValueError as error:
-            raise Refusal(422, f"device id: {error}", "fleet device config cam-1") from None
-        username, password = self._device_login
-        lines = [
-            f"device = {_toml(id)}",
-            'data_dir = "data"',
-            "",
-            "[broker]",
-            f"url = {_toml(self._broker_url)}",
-            *([f"username = {_toml(username)}"] if username else []),
-            *([f"password = {_toml(password)}"] if username else []),
-            "",
-            "[controller]",
-            f"public_keys = [{_toml(base64.b64encode(self.public_key).decode())}]",
-            "",
-            "[api]",
-            'tcp = "127.0.0.1:8731"',
-        ]
-        return "\n".join(lines) + "\n"
+        return agent_toml(id, self._broker_url, *self._device_login, self.public_key)
 
     def events(self, limit: int) -> list[EventView]:
         """Return what happened lately, the newest first."""
@@ -328,12 +265,12 @@ class Controller:
     def _ask(self, run: Callable[[], T]) -> T:
         """Run something on the loop and return its answer, or raise what it raised."""
         if self._ended.is_set() or not self._thread.is_alive():
-            raise Refusal(503, "the controller is not running", "fleet serve")
+            raise _not_running()
         answer: Future[T] = Future()
-        self._queue.put(_Call(run, answer))
         try:
+            self._queue.put(_Call(run, answer), timeout=CALL_S)
             return answer.result(CALL_S)
-        except FutureTimeout:
+        except (queue.Full, FutureTimeout):
             raise Refusal(503, f"no answer within {CALL_S:.0f} s", "try again") from None
 
     def _run(self) -> None:
@@ -344,19 +281,17 @@ class Controller:
                     self._guarded(self._commit)
                     return
                 self._guarded(partial(self._take, event))
-            if time.time() >= self._rest_until and not self._guarded(self._turn):
-                # A full disk, say. What failed is still to be done; it is not hurried.
-                self._rest_until = time.time() + RETRY_S
+            now = time.time()
+            if now >= self._rest_until:
+                self._turn(now)
 
     def _wait(self) -> list[Any]:
         """Return what is on the queue; wait for it until the next deadline."""
         events: list[Any] = []
-        try:
+        with suppress(queue.Empty):
             events.append(self._queue.get(timeout=max(0.0, self._wake_at() - time.time())))
             while len(events) < COMMIT_ITEMS:
                 events.append(self._queue.get_nowait())
-        except queue.Empty:
-            pass
         return events
 
     def _guarded(self, run: Callable[[], None]) -> bool:
@@ -374,7 +309,7 @@ class Controller:
         times = [now + IDLE_S, self._prune_at]
         if self._commit_at is not None:
             times.append(self._commit_at)
-        if any(not rollout.status.final for rollout in self._rollouts.values()):
+        if self._books.active():
             times.append(self._step_at)
         if self._connected:
             if self._subscribe_at is not None:
@@ -386,26 +321,26 @@ class Controller:
             times += [t for t in (self._ledgers[id].gap_ends() for id in self._gaps) if t]
         return max(min(times), self._rest_until)
 
-    def _turn(self) -> None:
-        """Do what is due now."""
-        now = time.time()
+    def _turn(self, now: float) -> None:
+        """Do what is due; what fails does not keep the rest from being done."""
+        due: list[Callable[[], None]] = []
         if self._commit_at is not None and (
             now >= self._commit_at or len(self._items) >= COMMIT_ITEMS
         ):
-            self._commit()
+            due.append(self._commit)
         if now >= self._step_at:
             self._news = False
             self._step_at = now + TICK_S
-            self._decide(now)
+            due.append(partial(self._decide, now))
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_S
-            self._prune(now)
+            due.append(partial(self._prune, now))
         if self._connected:
-            self._settle_gaps(now)
-            if self._subscribe_at is not None and now >= self._subscribe_at:
-                self._subscribe_at = None
-                self._link.subscribe()
-            self._publish(now)
+            due.append(partial(self._speak, now))
+        failed = [each for each in due if not self._guarded(each)]
+        if failed:
+            # A full disk, say. What failed is still to be done; it is not hurried.
+            self._rest_until = now + RETRY_S
 
     def _take(self, event: Any) -> None:
         match event:
@@ -463,7 +398,7 @@ class Controller:
                 else:
                     self._census.hear(id, now)
                 if len(self._items) < MAX_BUFFERED:
-                    self._items.append(Item(body, now))
+                    self._items.append(Item(body, now, counts=self._books.counts(body)))
             case CommandResult():
                 self._census.hear(id, now)
                 self._hear_result(body)
@@ -479,20 +414,21 @@ class Controller:
         if not self._census.hear_reported(reported, now, retained=retained):
             return
         self._courier.taken(id, reported.desired_revision)
-        known = {_deployment_key(d) for d in before.deployments} if before else set()
+        known = {_key(d) for d in before.deployments} if before else set()
         for deployment in reported.deployments:
-            if deployment.phase.final and _deployment_key(deployment) not in known:
+            if deployment.phase.final and _key(deployment) not in known:
                 reason = f" {deployment.reason}" if deployment.reason else ""
                 detail = f": {deployment.detail}" if deployment.detail else ""
                 release = ReleaseRef(deployment.model, deployment.version)
                 text = f"{release} {deployment.purpose} {deployment.phase}{reason}{detail}"
                 self._tell("deployment", id, text)
-        row = self._desired.get(id)
-        ahead = row is not None and reported.desired_revision > row.revision
-        if ahead and now - self._reissued.get(id, 0.0) >= REISSUE_S:
+        ours = self._books.revisions.get(id)
+        if ours is None or reported.desired_revision <= ours:
+            return
+        if now - self._reissued.get(id, 0.0) >= REISSUE_S:
             # We were restored from a backup: what we say must not look old to the device.
             self._reissued[id] = now
-            self._apply([], [Assign(id, a.model, a) for a in self._orders(id).values()], [id], now)
+            self._apply([], [], [id], now)
 
     def _hear_result(self, result: CommandResult) -> None:
         known = self._store.command(result.device, result.id)
@@ -511,14 +447,13 @@ class Controller:
         """Let every rollout that is not over take its step."""
         changed: list[Rollout] = []
         orders: list[Assign] = []
-        for rollout in list(self._rollouts.values()):
-            if not rollout.status.final:
-                after, more = step(rollout, self._census, now)
-                orders += more
-                if notable(rollout, after):
-                    changed.append(after)
-                else:
-                    self._rollouts[rollout.id] = after
+        for rollout in self._books.active():
+            after, more = step(rollout, self._census, now)
+            orders += more
+            if notable(rollout, after):
+                changed.append(after)
+            else:
+                self._books.rollouts[rollout.id] = after
         if changed or orders:
             self._apply(changed, orders, [], now)
 
@@ -526,16 +461,12 @@ class Controller:
         self, rollouts: list[Rollout], orders: list[Assign], reissue: list[str], now: float
     ) -> None:
         """Store what was decided, and then make it so."""
-        assignments = {o.device: dict(self._orders(o.device)) for o in orders}
-        for o in orders:
-            if o.assignment is None:
-                assignments[o.device].pop(o.model, None)
-            else:
-                assignments[o.device][o.model] = o.assignment
-        rows = [
-            self._seal(device, assignments.get(device, self._orders(device)))
-            for device in dict.fromkeys((*assignments, *reissue))
-        ]
+        assignments = self._books.ordered(orders)
+        rows = []
+        for device in dict.fromkeys((*assignments, *reissue)):
+            current = assignments.get(device, self._books.orders(device))
+            desired = self._books.desired(device, current)
+            rows.append(DesiredRow(device, desired.revision, self._sealer.seal(desired)))
         self._store.apply(
             Change(
                 rollouts=rollouts,
@@ -544,48 +475,23 @@ class Controller:
                 events=self._rollout_events(rollouts, now),
             )
         )
-        self._assignments.update(assignments)
+        self._books.assignments.update(assignments)
         for rollout in rollouts:
-            self._rollouts[rollout.id] = rollout
+            self._books.rollouts[rollout.id] = rollout
         for row in rows:
-            self._desired[row.device] = row
-            taken = self._census.get(row.device).revision
-            self._courier.revised(row.device, row.revision, taken, now)
-            self._allow(row.device)
+            self._issue(row, now)
 
-    def _orders(self, device: str) -> dict[str, Assignment]:
-        return self._assignments.get(device, {})
-
-    def _seal(self, device: str, assignments: dict[str, Assignment]) -> DesiredRow:
-        row = self._desired.get(device)
-        stored = row.revision if row else 0
-        revision = max(stored, self._census.get(device).revision) + 1
-        desired = Desired(
-            device=device,
-            revision=revision,
-            releases=tuple(
-                DesiredRelease(
-                    model=a.model,
-                    version=a.version,
-                    rollout=a.rollout,
-                    purpose=a.purpose,
-                    manifest=a.manifest,
-                    offers=self._offers[a.manifest],
-                    probation=a.probation,
-                )
-                for a in assignments.values()
-            ),
-        )
-        return DesiredRow(device, revision, self._sealer.seal(desired))
-
-    def _allow(self, device: str) -> None:
-        assigned = self._orders(device).values()
-        self._sender.allow(device, (o for a in assigned for o in self._offers[a.manifest]))
+    def _issue(self, row: DesiredRow, now: float) -> None:
+        """Let a stored document be published, and what it offers be fetched."""
+        self._books.revisions[row.device] = row.revision
+        self._documents[row.device] = row.document
+        self._courier.revised(row.device, row.revision, self._census.get(row.device).revision, now)
+        self._sender.allow(row.device, self._books.offered(row.device))
 
     def _rollout_events(self, rollouts: Iterable[Rollout], now: float) -> list[EventView]:
         events = []
         for rollout in rollouts:
-            before = self._rollouts.get(rollout.id)
+            before = self._books.rollouts.get(rollout.id)
             if before is None or (before.status, before.open) != (rollout.status, rollout.open):
                 text = f"{rollout.release} to {rollout.to}: {rollout.status}; {rollout.because}"
                 log.info("rollout %s: %s", rollout.id, text)
@@ -594,10 +500,14 @@ class Controller:
 
     # ---- what is published
 
-    def _publish(self, now: float) -> None:
+    def _speak(self, now: float) -> None:
+        self._settle_gaps(now)
+        if self._subscribe_at is not None and now >= self._subscribe_at:
+            self._subscribe_at = None
+            self._link.subscribe()
         if self._link.has_room():
             for device in self._courier.due(now, limit=64):
-                self._link.publish(Topic(Kind.DESIRED, device), self._desired[device].document)
+                self._link.publish(Topic(Kind.DESIRED, device), self._documents[device])
         if self._link.has_room():
             for transfer, part, number in self._sender.due(now):
                 try:
@@ -630,8 +540,8 @@ class Controller:
                 self._tell("telemetry", body.device, f"counts anew from {body.seq}")
                 self._store.forget_telemetry(body.device)
         for item in self._store.commit_telemetry(items):
-            if isinstance(item.body, ScoreWindow):
-                self._add_up(item.body)
+            if item.counts and isinstance(item.body, ScoreWindow):
+                self._books.add_up(item.body)
         self._items = []
         for item in items:
             self._note(item.body.device, item.body.boot, item.body.seq, item.received_at)
@@ -666,11 +576,6 @@ class Controller:
             self._commit_soon(now)
             self._acknowledge(moved)
 
-    def _add_up(self, window: ScoreWindow) -> None:
-        totals = self._totals.setdefault(window.device, {})
-        key = (window.manifest, window.variant)
-        totals[key] = totals.get(key, Totals.of(window)).plus(window)
-
     def _tell(self, kind: str, subject: str, text: str) -> None:
         self._events.append(EventView(at=time.time(), kind=kind, subject=subject, text=text))
         del self._events[:-COMMIT_ITEMS]
@@ -682,12 +587,13 @@ class Controller:
 
     def _prune(self, now: float) -> None:
         self._store.prune(now)
-        over = [id for id, rollout in self._rollouts.items() if rollout.status.final]
-        gone = over[: max(0, len(self._rollouts) - MAX_ROLLOUTS)]
+        rollouts = self._books.rollouts
+        over = [id for id, rollout in rollouts.items() if rollout.status.final]
+        gone = over[: max(0, len(rollouts) - MAX_ROLLOUTS)]
         if gone:
             self._store.drop_rollouts(gone)
             for id in gone:
-                del self._rollouts[id]
+                del rollouts[id]
 
     def _restore(self) -> None:
         """Build everything from the store."""
@@ -705,17 +611,14 @@ class Controller:
         for id, boot, seq, received_at in self._store.unacked():
             self._note(id, boot, seq, received_at)
         for id, assignment in self._store.assignments():
-            self._assignments.setdefault(id, {})[assignment.model] = assignment
+            self._books.assignments.setdefault(id, {})[assignment.model] = assignment
         for rollout in self._store.rollouts():
-            self._rollouts[rollout.id] = rollout
+            self._books.rollouts[rollout.id] = rollout
         for totals in self._store.totals():
             key = (totals.manifest, totals.variant)
-            self._totals.setdefault(totals.device, {})[key] = totals
+            self._books.totals.setdefault(totals.device, {})[key] = totals
         for row in self._store.desired():
-            self._desired[row.device] = row
-            taken = self._census.get(row.device).revision
-            self._courier.revised(row.device, row.revision, taken, time.time())
-            self._allow(row.device)
+            self._issue(row, time.time())
 
     def _offers_of(self, release: Release) -> tuple[Offer, ...]:
         files = dict.fromkeys(file.digest for file in release.manifest.all_files())
@@ -728,8 +631,7 @@ class Controller:
             ) from error
 
     def _keep_release(self, release: Release, offers: tuple[Offer, ...]) -> None:
-        self._releases[release.digest] = release
-        self._offers[release.digest] = offers
+        self._books.keep_release(release, offers)
         self._transfers.update({offer.transfer: offer for offer in offers})
 
     # ---- answers to the API, on the loop
@@ -744,133 +646,47 @@ class Controller:
             devices_online=sum(device.online(now) for device in self._census),
         )
 
-    def _check_new(self, manifest: Manifest) -> Release | None:
-        """Return the very same release if it is kept; refuse another one of its name."""
-        for release in self._releases.values():
-            if release.manifest.ref == manifest.ref:
-                if release.digest == manifest.digest:
-                    return release
-                raise Refusal(
-                    409,
-                    f"{manifest.ref} exists with other bytes",
-                    f"push it as version {1 + max(self._versions(manifest.model))}",
-                )
-        return None
+    def _check_file(self, manifest: Manifest, file: File) -> None:
+        if not self._blobs.has(file.digest):
+            raise Refusal(
+                422, f"{manifest.ref}: {file.name} ({file.digest}) was not sent", "push it again"
+            )
+        size = self._blobs.size(file.digest)
+        if size != file.size_bytes:
+            raise Refusal(
+                422,
+                f"{manifest.ref}: expected {file.name} to have {file.size_bytes} bytes, got {size}",
+                "push it again",
+            )
 
     def _add_release(
-        self, manifest: Manifest, digest: str, offers: tuple[Offer, ...]
+        self, manifest: Manifest, offers: tuple[Offer, ...]
     ) -> tuple[ReleaseView, bool]:
-        known = self._check_new(manifest)
-        if known is not None:
-            return present.release_view(manifest, digest, known.pushed_at), False
-        now = time.time()
-        release = Release(digest, manifest, now)
-        event = EventView(at=now, kind="release", subject=str(manifest.ref), text="pushed")
-        self._store.add_release(release, event)
-        self._keep_release(release, offers)
-        return present.release_view(manifest, digest, now), True
-
-    def _list_releases(self, model: str | None) -> list[ReleaseView]:
-        chosen = [r for r in self._releases.values() if model in (None, r.manifest.model)]
-        chosen.sort(key=lambda r: (r.manifest.model, -r.manifest.version))
-        return [present.release_view(r.manifest, r.digest, r.pushed_at) for r in chosen]
-
-    def _versions(self, model: str) -> list[int]:
-        releases = self._releases.values()
-        return [r.manifest.version for r in releases if r.manifest.model == model]
-
-    def _find_release(self, model: str, version: int) -> Release:
-        for release in self._releases.values():
-            if release.manifest.ref == ReleaseRef(model, version):
-                return release
-        known = {str(release.manifest.ref) for release in self._releases.values()}
-        wanted = f"{model}@{version}"
-        raise Refusal(404, f"no release {wanted}{nearest(wanted, known)}", "fleet model list")
-
-    def _check_device(self, id: str) -> None:
-        if id not in self._census:
-            known = [device.id for device in self._census]
-            raise Refusal(404, f"no device {id!r}{nearest(id, known)}", LIST_DEVICES)
-
-    def _device(self, id: str) -> DeviceView:
-        row = self._desired.get(id)
-        totals = self._totals.get(id, {}).values()
-        revision = row.revision if row else 0
-        return present.device_view(self._census.get(id), revision, totals, time.time())
-
-    def _find_rollout(self, id: str) -> Rollout:
-        if id not in self._rollouts:
-            raise Refusal(
-                404, f"no rollout {id!r}{nearest(id, self._rollouts)}", "fleet rollout status"
-            )
-        return self._rollouts[id]
-
-    def _show_rollout(self, rollout: Rollout) -> RolloutView:
-        return present.rollout_view(rollout, self._census, time.time(), with_devices=True)
+        new = self._books.same_release(manifest) is None
+        if new:
+            now = time.time()
+            release = Release(manifest.digest, manifest, now)
+            event = EventView(at=now, kind="release", subject=str(manifest.ref), text="pushed")
+            self._store.add_release(release, event)
+            self._keep_release(release, offers)
+        view = self._books.release_view(manifest.model, manifest.version)
+        return view.model_copy(update={"manifest": None}), new
 
     def _start_rollout(self, request: RolloutRequest) -> RolloutView:
         now = time.time()
-        rollout = self._plan_rollout(request, now)
+        rollout = self._books.plan(request, now)
         older = [
             supersede(each, rollout.id, now)
-            for each in self._rollouts.values()
-            if each.model == rollout.model and not each.status.final
+            for each in self._books.active()
+            if each.model == rollout.model
         ]
         rollout, orders = step(rollout, self._census, now)
         self._apply([*older, rollout], orders, [], now)
-        return self._show_rollout(rollout)
-
-    def _plan_rollout(self, request: RolloutRequest, now: float) -> Rollout:
-        try:
-            ref = ReleaseRef.parse(request.release)
-        except ValueError as error:
-            raise Refusal(422, f"release: {error}", "fleet model list") from None
-        if not 0 <= request.max_refused_percent <= 100:
-            raise Refusal(
-                422,
-                f"max_refused_percent: expected 0 to 100, got {request.max_refused_percent}",
-            )
-        release = self._find_release(ref.model, ref.version)
-        target = parse_target(request.to)
-        devices = select(target, {device.id: device.facts for device in self._census})
-        counts = parse_waves(request.waves, len(devices))
-        for device in devices:
-            self._check_capacity(device, release)
-        last = max((int(each.removeprefix("r-")) for each in self._rollouts), default=0)
-        id = f"r-{last + 1}"
-        return Rollout(
-            id=id,
-            model=ref.model,
-            version=ref.version,
-            manifest=release.digest,
-            to=request.to,
-            shares=request.waves,
-            waves=cut(order(id, devices), counts),
-            previous={
-                device: fallback_for(
-                    self._census.get(device), self._orders(device).get(ref.model), self._rollouts
-                )
-                for device in devices
-            },
-            started_at=now,
-            probation=request.probation,
-            max_refused_percent=request.max_refused_percent,
-        )
-
-    def _check_capacity(self, device: str, release: Release) -> None:
-        others = [a for m, a in self._orders(device).items() if m != release.manifest.model]
-        offers = sum(len(self._offers[a.manifest]) for a in others)
-        if len(others) >= MAX_MODELS or offers + len(self._offers[release.digest]) > MAX_OFFERS:
-            raise Refusal(
-                422,
-                f"{device} has {len(others)} other models of {offers} files; expected at most "
-                f"{MAX_MODELS} models and {MAX_OFFERS} files together",
-                f"fleet device show {device}",
-            )
+        return self._books.rollout_view(rollout.id, now)
 
     def _abort_rollout(self, id: str, reason: str) -> RolloutView:
         now = time.time()
-        rollout = self._find_rollout(id)
+        rollout = self._books.find_rollout(id)
         after = abort(rollout, f"by the operator: {reason}", now)
         if after is rollout:
             raise Refusal(
@@ -880,10 +696,10 @@ class Controller:
             )
         after, orders = step(after, self._census, now)
         self._apply([after], orders, [], now)
-        return self._show_rollout(after)
+        return self._books.rollout_view(id, now)
 
     def _send_command(self, device: str, verb: str) -> CommandView:
-        self._check_device(device)
+        self._books.check_device(device)
         if verb not in VERBS:
             raise Refusal(422, f"verb: expected one of {', '.join(VERBS)}, got {verb[:40]!r}")
         now = time.time()
@@ -919,41 +735,22 @@ def _answer(call: _Call) -> None:
         call.answer.set_exception(error)
 
 
-def _id(device: Any) -> str:
-    return str(device.id)
+def _not_running() -> Refusal:
+    return Refusal(503, "the controller is not running", "fleet serve")
 
 
-def _deployment_key(deployment: Any) -> tuple[Any, ...]:
-    d = deployment
-    return (d.model, d.rollout, d.purpose, d.manifest, d.phase)
+def _rest_of(events: "queue.Queue[Any]") -> Iterator[Any]:
+    with suppress(queue.Empty):
+        while True:
+            yield events.get_nowait()
 
 
-def _toml(text: str) -> str:
-    """Return a TOML basic string; JSON's escapes are among its own."""
-    return json.dumps(text, ensure_ascii=True)
-
-
-def _read_or_make_key(path: Path) -> bytes:
-    """Return the 32-byte seed in `path`; make it, for our eyes only, when it is not there."""
-    try:
-        if not path.exists():
-            partial = path.with_suffix(".new")
-            partial.unlink(missing_ok=True)
-            with os.fdopen(
-                os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
-            ) as f:
-                f.write(base64.b64encode(secrets.token_bytes(32)) + b"\n")
-                f.flush()
-                os.fsync(f.fileno())
-            partial.replace(path)
-        seed = base64.b64decode(path.read_bytes(), validate=False)
-    except (OSError, ValueError) as error:
-        raise FleetError(
-            f"key: cannot use {path}: {error}", "restore it from a backup: devices trust no other"
-        ) from error
-    if len(seed) != 32:
-        raise FleetError(
-            f"key: expected 32 bytes as base64 in {path}, got {len(seed)}",
-            "restore it from a backup: devices trust no other",
-        )
-    return seed
+def _key(deployment: DeploymentReport) -> tuple[str, ...]:
+    """Return what makes the end of a deployment news."""
+    return (
+        deployment.model,
+        deployment.rollout,
+        deployment.purpose,
+        deployment.manifest,
+        deployment.phase,
+    )

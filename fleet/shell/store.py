@@ -4,9 +4,11 @@ Written by the controller's loop alone. Every method that writes is one transact
 returns, the data survive a power cut (WAL, synchronous=FULL).
 """
 
+import errno
 import logging
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from alembic.script import ScriptDirectory
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.sqlite import insert
 
+from fleet.core.books import Release
 from fleet.core.census import Device
 from fleet.core.errors import FleetError
 from fleet.core.rollout import Assignment, Rollout
@@ -123,15 +126,6 @@ _PROBATION = TypeAdapter(Probation)
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
-    """A release as it was pushed."""
-
-    digest: str
-    manifest: Manifest
-    pushed_at: float
-
-
-@dataclass(frozen=True, slots=True)
 class DesiredRow:
     """What was last published to a device: its revision and the sealed bytes."""
 
@@ -157,6 +151,8 @@ class Item:
 
     body: ScoreWindow | Health
     received_at: float
+    counts: bool = True
+    """Whether it is added to the totals."""
 
 
 class Store:
@@ -184,6 +180,21 @@ class Store:
     def close(self) -> None:
         """Close the database."""
         self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        """Write all or nothing.
+
+        Raises:
+            OSError: the disk is full (ENOSPC), or refuses otherwise (EIO).
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            full = getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+            code = errno.ENOSPC if full else errno.EIO
+            raise OSError(code, f"store: {error.orig}") from error
 
     # ---- what a controller reads when it starts
 
@@ -287,7 +298,7 @@ class Store:
     def add_release(self, release: Release, event: EventView) -> None:
         """Keep a release."""
         manifest = release.manifest
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(
                 sa.insert(_releases).values(
                     digest=release.digest,
@@ -301,7 +312,7 @@ class Store:
 
     def apply(self, change: Change) -> None:
         """Keep what one decision changed."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             for rollout in change.rollouts:
                 _save_rollout(connection, rollout)
             for device, model, assignment in change.assignments:
@@ -320,12 +331,12 @@ class Store:
     def commit_telemetry(self, items: Iterable[Item]) -> list[Item]:
         """Keep new items and add their windows to the totals; return those that were new."""
         fresh: list[Item] = []
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             sums: dict[tuple[str, str, str], Totals] = {}
             for item in items:
                 if _insert_item(connection, item):
                     fresh.append(item)
-                    if isinstance(item.body, ScoreWindow):
+                    if item.counts and isinstance(item.body, ScoreWindow):
                         _add_up(connection, sums, item.body)
             for (device, manifest, variant), totals in sums.items():
                 _upsert(
@@ -341,7 +352,7 @@ class Store:
 
     def save_devices(self, devices: Iterable[tuple[Device, int]]) -> None:
         """Keep what is known of these devices, with their acknowledged sequence."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             for device, acked in devices:
                 _upsert(
                     connection,
@@ -354,28 +365,28 @@ class Store:
 
     def forget_telemetry(self, device: str) -> None:
         """Drop the raw items of a device that counts anew; its totals stay."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(sa.update(_devices).where(_devices.c.id == device).values(acked=0))
             connection.execute(sa.delete(_telemetry).where(_telemetry.c.device == device))
 
     def save_command(self, view: CommandView, expires_at: float) -> None:
         """Keep a command as it stands."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _upsert(connection, _commands, ["id"], **view.model_dump(), expires_at=expires_at)
 
     def add_events(self, events: Sequence[EventView]) -> None:
         """Keep events."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _add_events(connection, events)
 
     def drop_rollouts(self, ids: Sequence[str]) -> None:
         """Forget rollouts that are long over."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(sa.delete(_rollouts).where(_rollouts.c.id.in_(ids)))
 
     def prune(self, now: float) -> None:
         """Drop what is old, and what is too much."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             newest = connection.scalar(sa.select(sa.func.max(_telemetry.c.id))) or 0
             connection.execute(
                 sa.delete(_telemetry).where(

@@ -1,5 +1,6 @@
 """The controller on real brokers, with devices that follow the wire."""
 
+import errno
 import random
 import stat
 import time
@@ -16,6 +17,7 @@ from agent.config import load_config
 from fleet.controller import Controller
 from fleet.core.port import ControllerPort
 from fleet.core.views import Refusal, RolloutRequest, RolloutStatus, RolloutView
+from fleet.shell.store import Item, Store
 from tests.brokers import Broker, start_mosquitto, start_nats
 from tests.fleet.device import Script, ScriptedDevice, commits, refuses
 from tests.fleet.samples import sample_manifest
@@ -120,15 +122,14 @@ def world(tmp_path: Path, stack: ExitStack) -> World:
     return World(tmp_path, broker, stack)
 
 
-def window(device: str, seq: int, boot: str = "boot-1") -> ScoreWindow:
-    manifest = sample_manifest(1)
+def window(release: Manifest, seq: int, boot: str = "boot-1") -> ScoreWindow:
     return ScoreWindow(
-        device=device,
+        device="cam-1",
         boot=boot,
         seq=seq,
-        model="digits",
-        version=1,
-        manifest=manifest.digest,
+        model=release.model,
+        version=release.version,
+        manifest=release.digest,
         variant="int8-onnx",
         start=seq,
         end=seq + 1,
@@ -267,20 +268,20 @@ def test_a_newer_rollout_of_the_model_ends_the_one_under_way(world: World) -> No
 
 
 def test_telemetry_is_acknowledged_once_it_is_stored_and_counted_once(world: World) -> None:
-    world.push(1)
+    release = world.push(1)
     device = world.device("cam-1")
 
     for seq in (1, 2, 2, 1, 3):
-        device.send(window("cam-1", seq))
+        device.send(window(release, seq))
     wait_for(lambda: device.acks and device.acks[-1] == 3, "ack 3")
-    device.send(window("cam-1", 5))
-    device.send(window("cam-1", 5))
+    device.send(window(release, 5))
+    device.send(window(release, 5))
     wait_for(
         lambda: [s.requests for s in world.controller.device("cam-1").scores] == [40], "4 windows"
     )
 
     assert max(device.acks) == 3, "4 is missing: the device must keep 4 and 5"
-    device.send(window("cam-1", 4))
+    device.send(window(release, 4))
     wait_for(lambda: device.acks[-1] == 5, "ack 5")
     score = world.controller.device("cam-1").scores[0]
     assert (score.requests, score.labelled, score.correct) == (50, 50, 45)
@@ -291,33 +292,87 @@ def test_telemetry_is_acknowledged_once_it_is_stored_and_counted_once(world: Wor
 
 
 def test_totals_and_acknowledgements_survive_a_restart(world: World) -> None:
+    release = world.push(1)
     device = world.device("cam-1")
     for seq in (1, 2):
-        device.send(window("cam-1", seq))
+        device.send(window(release, seq))
     wait_for(lambda: device.acks and device.acks[-1] == 2, "ack 2")
 
     world.restart_controller()
     device.acks.clear()
     wait_for(lambda: world.controller.health().broker_connected, "connection")
-    wait_for(lambda: (device.send(window("cam-1", 2)), device.acks)[1], "an ack")
-    device.send(window("cam-1", 3))
+    wait_for(lambda: (device.send(window(release, 2)), device.acks)[1], "an ack")
+    device.send(window(release, 3))
     wait_for(lambda: device.acks[-1] == 3, "ack 3")
 
     assert world.controller.device("cam-1").scores[0].requests == 30
 
 
 def test_a_device_whose_disk_was_wiped_is_heard_again(world: World) -> None:
+    release = world.push(1)
     device = world.device("cam-1")
     for seq in (1, 2, 3):
-        device.send(window("cam-1", seq))
+        device.send(window(release, seq))
     wait_for(lambda: device.acks and device.acks[-1] == 3, "ack 3")
 
     device.acks.clear()
-    device.send(window("cam-1", 1, boot="boot-new"))
+    device.send(window(release, 1, boot="boot-new"))
     wait_for(lambda: device.acks, "an ack")
 
     assert device.acks == [1]
     assert world.controller.device("cam-1").scores[0].requests == 40
+
+
+def test_windows_of_a_release_that_nobody_pushed_are_acknowledged_and_not_counted(
+    world: World,
+) -> None:
+    device = world.device("cam-1")
+
+    device.send(window(sample_manifest(9), 1))
+
+    wait_for(lambda: device.acks == [1], "ack 1")
+    assert world.controller.device("cam-1").scores == ()
+
+
+def test_a_disk_that_refuses_for_a_while_costs_no_telemetry(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = world.push(1)
+    device = world.device("cam-1")
+
+    def full(self: Store, items: object) -> list[Item]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "commit_telemetry", full)
+        device.send(window(release, 1))
+        time.sleep(1.5)
+        unacknowledged = list(device.acks)
+        alive = world.controller.health()
+    wait_for(lambda: device.acks and device.acks[-1] == 1, "ack 1")
+
+    assert unacknowledged == []
+    assert alive.devices_online == 1
+    assert world.controller.device("cam-1").scores[0].requests == 10
+
+
+def test_an_idle_controller_uses_next_to_no_processor_time(world: World) -> None:
+    world.push(1)
+    world.device("cam-1")
+    world.ended(world.roll_out("digits@1").id)
+    time.sleep(1)
+
+    before = time.process_time()
+    time.sleep(3)
+
+    assert time.process_time() - before < 0.1, "with a device and two network threads"
+
+
+def test_a_stopped_controller_says_so(world: World) -> None:
+    world.controller.stop()
+
+    with pytest.raises(Refusal, match="the controller is not running"):
+        world.controller.health()
 
 
 def test_chunks_are_served_only_for_what_a_device_should_run(world: World) -> None:

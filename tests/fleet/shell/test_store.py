@@ -1,10 +1,12 @@
 """What the controller remembers."""
 
+import errno
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from fleet.core.census import Census
 from fleet.core.errors import FleetError
@@ -122,6 +124,22 @@ def test_old_telemetry_and_too_many_events_go_and_totals_stay(store: Store) -> N
     assert store.totals()[0].requests == 3
     assert [item.body.seq for item in store.commit_telemetry([Item(window(2), T0)])] == []
     assert len(store.events(2 * MAX_EVENTS)) == MAX_EVENTS
+
+
+def test_a_full_disk_is_named_and_what_was_there_stays(store: Store) -> None:
+    store.add_events([event("before")])
+    sa.event.listen(
+        store._engine,
+        "connect",
+        lambda connection, _: connection.execute("PRAGMA max_page_count = 64"),
+    )
+    store._engine.dispose()
+
+    with pytest.raises(OSError, match="database or disk is full") as refused:
+        store.add_events([event("x" * 1000) for _ in range(1000)])
+
+    assert refused.value.errno == errno.ENOSPC
+    assert [each.text for each in store.events(10)] == ["before"]
 
 
 def test_a_store_of_a_newer_version_is_refused_with_a_clear_line(store: Store) -> None:

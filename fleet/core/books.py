@@ -1,0 +1,241 @@
+"""All that the controller knows, and what it answers when asked. Owned by the controller's loop."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fleet.core import present
+from fleet.core.census import Census
+from fleet.core.cohort import LIST_DEVICES, cut, nearest, order, parse_target, parse_waves, select
+from fleet.core.rollout import Assign, Assignment, Rollout, fallback_for
+from fleet.core.scores import Totals
+from fleet.core.views import DeviceView, Refusal, ReleaseView, RolloutRequest, RolloutView
+from wire.ids import ReleaseRef
+from wire.manifest import Manifest
+from wire.telemetry import Health, ScoreWindow
+from wire.transfer import Offer
+from wire.twin import Desired, DesiredRelease
+
+MAX_FILES = 39
+"""Of one release; with its manifest these are the offers that a Desired may carry for it."""
+
+MAX_MODELS = 16
+MAX_OFFERS = 240
+"""Offers of one device together: its Desired stays under the length of a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release as it was pushed."""
+
+    digest: str
+    manifest: Manifest
+    pushed_at: float
+
+
+class Books:
+    """Releases, devices, orders, rollouts and totals. Methods that refuse raise Refusal."""
+
+    def __init__(self) -> None:
+        self.census = Census()
+        self.releases: dict[str, Release] = {}
+        """By digest."""
+        self.offers: dict[str, tuple[Offer, ...]] = {}
+        """Of a release's digest: its manifest first, then its files."""
+        self.assignments: dict[str, dict[str, Assignment]] = {}
+        """Device -> model -> what it should run."""
+        self.revisions: dict[str, int] = {}
+        """Device -> revision of its latest Desired."""
+        self.rollouts: dict[str, Rollout] = {}
+        """By id, the oldest first."""
+        self.totals: dict[str, dict[tuple[str, str], Totals]] = {}
+        """Device -> (release digest, variant) -> totals."""
+
+    # ---- releases
+
+    def keep_release(self, release: Release, offers: tuple[Offer, ...]) -> None:
+        """Take a release into the books."""
+        self.releases[release.digest] = release
+        self.offers[release.digest] = offers
+
+    def same_release(self, manifest: Manifest) -> Release | None:
+        """Return this very release if it is there; refuse another one of its name (409)."""
+        for release in self.releases.values():
+            if release.manifest.ref == manifest.ref:
+                if release.digest == manifest.digest:
+                    return release
+                raise Refusal(
+                    409,
+                    f"{manifest.ref} exists with other bytes",
+                    f"push it as version {self.next_version(manifest.model)}",
+                )
+        return None
+
+    def next_version(self, model: str) -> int:
+        """Return the version after the highest one of `model`; 1 when it is new."""
+        releases = [r.manifest for r in self.releases.values() if r.manifest.model == model]
+        return 1 + max((manifest.version for manifest in releases), default=0)
+
+    def find_release(self, model: str, version: int) -> Release:
+        """Return a release (404)."""
+        for release in self.releases.values():
+            if release.manifest.ref == ReleaseRef(model, version):
+                return release
+        known = {str(release.manifest.ref) for release in self.releases.values()}
+        wanted = f"{model}@{version}"
+        raise Refusal(404, f"no release {wanted}{nearest(wanted, known)}", "fleet model list")
+
+    def release_view(self, model: str, version: int) -> ReleaseView:
+        """Return a release with its manifest (404)."""
+        release = self.find_release(model, version)
+        return present.release_view(release.manifest, release.digest, release.pushed_at, whole=True)
+
+    def release_views(self, model: str | None) -> list[ReleaseView]:
+        """Return all releases (of one model), newest version first."""
+        chosen = [r for r in self.releases.values() if model in (None, r.manifest.model)]
+        chosen.sort(key=lambda r: (r.manifest.model, -r.manifest.version))
+        return [present.release_view(r.manifest, r.digest, r.pushed_at) for r in chosen]
+
+    # ---- devices
+
+    def check_device(self, id: str) -> None:
+        """Refuse a device that nobody heard of (404)."""
+        if id not in self.census:
+            known = [device.id for device in self.census]
+            raise Refusal(404, f"no device {id!r}{nearest(id, known)}", LIST_DEVICES)
+
+    def device_view(self, id: str, now: float) -> DeviceView:
+        """Return a device (404)."""
+        self.check_device(id)
+        totals = self.totals.get(id, {}).values()
+        return present.device_view(self.census.get(id), self.revisions.get(id, 0), totals, now)
+
+    def device_views(self, now: float) -> list[DeviceView]:
+        """Return every device, by id."""
+        return [self.device_view(id, now) for id in sorted(d.id for d in self.census)]
+
+    def counts(self, item: ScoreWindow | Health) -> bool:
+        """Return whether an item is added to totals: windows of releases that we know."""
+        if not isinstance(item, ScoreWindow) or item.manifest not in self.releases:
+            return False
+        variants = self.releases[item.manifest].manifest.variants
+        return any(variant.name == item.variant for variant in variants)
+
+    def add_up(self, window: ScoreWindow) -> None:
+        """Add a window to the totals."""
+        totals = self.totals.setdefault(window.device, {})
+        key = (window.manifest, window.variant)
+        totals[key] = totals.get(key, Totals.of(window)).plus(window)
+
+    # ---- orders
+
+    def orders(self, device: str) -> dict[str, Assignment]:
+        """Return what a device should run, by model."""
+        return self.assignments.get(device, {})
+
+    def ordered(self, orders: Iterable[Assign]) -> dict[str, dict[str, Assignment]]:
+        """Return what the devices concerned should run after these orders; nothing changes yet."""
+        after: dict[str, dict[str, Assignment]] = {}
+        for each in orders:
+            models = after.setdefault(each.device, dict(self.orders(each.device)))
+            if each.assignment is None:
+                models.pop(each.model, None)
+            else:
+                models[each.model] = each.assignment
+        return after
+
+    def desired(self, device: str, assignments: dict[str, Assignment]) -> Desired:
+        """Return the next document for a device: newer than any that it, or we, know of."""
+        known = max(self.revisions.get(device, 0), self.census.get(device).revision)
+        return Desired(
+            device=device,
+            revision=known + 1,
+            releases=tuple(
+                DesiredRelease(
+                    model=each.model,
+                    version=each.version,
+                    rollout=each.rollout,
+                    purpose=each.purpose,
+                    manifest=each.manifest,
+                    offers=self.offers[each.manifest],
+                    probation=each.probation,
+                )
+                for each in assignments.values()
+            ),
+        )
+
+    def offered(self, device: str) -> list[Offer]:
+        """Return all that a device may fetch."""
+        return [o for each in self.orders(device).values() for o in self.offers[each.manifest]]
+
+    # ---- rollouts
+
+    def find_rollout(self, id: str) -> Rollout:
+        """Return a rollout (404)."""
+        if id not in self.rollouts:
+            raise Refusal(
+                404, f"no rollout {id!r}{nearest(id, self.rollouts)}", "fleet rollout status"
+            )
+        return self.rollouts[id]
+
+    def rollout_view(self, id: str, now: float) -> RolloutView:
+        """Return a rollout with its devices (404)."""
+        return present.rollout_view(self.find_rollout(id), self.census, now, with_devices=True)
+
+    def rollout_views(self, now: float) -> list[RolloutView]:
+        """Return all rollouts, the newest first."""
+        rollouts = reversed(self.rollouts.values())
+        return [present.rollout_view(each, self.census, now) for each in rollouts]
+
+    def active(self) -> list[Rollout]:
+        """Return the rollouts that are not over."""
+        return [each for each in self.rollouts.values() if not each.status.final]
+
+    def plan(self, request: RolloutRequest, now: float) -> Rollout:
+        """Return a new rollout of which nobody was told yet.
+
+        404: no such release or device; 422: a target, waves or a limit that make no sense.
+        """
+        try:
+            ref = ReleaseRef.parse(request.release)
+        except ValueError as error:
+            raise Refusal(422, f"release: {error}", "fleet model list") from None
+        limit = request.max_refused_percent
+        if not 0 <= limit <= 100:
+            raise Refusal(422, f"max_refused_percent: expected 0 to 100, got {limit}")
+        release = self.find_release(ref.model, ref.version)
+        devices = select(
+            parse_target(request.to), {device.id: device.facts for device in self.census}
+        )
+        counts = parse_waves(request.waves, len(devices))
+        for device in devices:
+            self._check_capacity(device, release)
+        last = max((int(each.removeprefix("r-")) for each in self.rollouts), default=0)
+        id = f"r-{last + 1}"
+        return Rollout(
+            id=id,
+            model=ref.model,
+            version=ref.version,
+            manifest=release.digest,
+            to=request.to,
+            shares=request.waves,
+            waves=cut(order(id, devices), counts),
+            previous={device: self._way_back(device, ref.model) for device in devices},
+            started_at=now,
+            probation=request.probation,
+            max_refused_percent=limit,
+        )
+
+    def _way_back(self, device: str, model: str) -> Assignment | None:
+        current = self.orders(device).get(model)
+        return fallback_for(self.census.get(device), current, self.rollouts)
+
+    def _check_capacity(self, device: str, release: Release) -> None:
+        others = [a for m, a in self.orders(device).items() if m != release.manifest.model]
+        offers = sum(len(self.offers[each.manifest]) for each in others)
+        if len(others) >= MAX_MODELS or offers + len(self.offers[release.digest]) > MAX_OFFERS:
+            raise Refusal(
+                422,
+                f"{device} has {len(others)} other models of {offers} files; expected at most "
+                f"{MAX_MODELS} models and {MAX_OFFERS} files together",
+                f"fleet device show {device}",
+            )
