@@ -74,6 +74,7 @@ PRUNE_S = 600.0
 RETRY_S = 2.0
 """How long the loop rests after an error of its own, such as a full disk."""
 
+RESUBSCRIBE_S = ((1.0, 2.0), (5.0, 15.0))
 REISSUE_S = 10.0
 COMMAND_S = 60
 CALL_S = 60.0
@@ -145,7 +146,8 @@ class Controller:
         self._commit_at: float | None = None
         self._step_at = 0.0
         self._rest_until = 0.0
-        self._subscribe_at: float | None = None
+        self._subscribe_at: list[float] = []
+        """When to ask for the retained state once more, the earliest first."""
         self._prune_at = 0.0
         self._restore()
 
@@ -312,8 +314,7 @@ class Controller:
         if self._books.active():
             times.append(self._step_at)
         if self._connected:
-            if self._subscribe_at is not None:
-                times.append(self._subscribe_at)
+            times += self._subscribe_at[:1]
             if self._link.has_room():
                 times += [
                     t for t in (self._sender.next_due(), self._courier.next_due()) if t is not None
@@ -361,8 +362,9 @@ class Controller:
         self._connected = True
         log.info("connected to the broker at %s", self._broker_url)
         self._tell("broker", "broker", "connected")
-        # Some brokers, just restarted, do not have their retained messages at hand yet.
-        self._subscribe_at = now + random.uniform(5.0, 15.0)  # noqa: S311
+        # NATS misses what is retained while a subscription is being made, and just after its own
+        # restart.
+        self._subscribe_at = [now + random.uniform(*s) for s in RESUBSCRIBE_S]  # noqa: S311
         self._courier.everything(now)
 
     def _link_down(self, reason: str) -> None:
@@ -502,8 +504,8 @@ class Controller:
 
     def _speak(self, now: float) -> None:
         self._settle_gaps(now)
-        if self._subscribe_at is not None and now >= self._subscribe_at:
-            self._subscribe_at = None
+        if self._subscribe_at and now >= self._subscribe_at[0]:
+            self._subscribe_at.pop(0)
             self._link.subscribe()
         if self._link.has_room():
             for device in self._courier.due(now, limit=64):
