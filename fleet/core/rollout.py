@@ -235,7 +235,10 @@ def _held(rollout: Rollout, census: Census, now: float) -> str | None:
     working = [id for id, told in rollout.told.items() if _waited_for(rollout, id, census, now)]
     if working:
         of = f"{len(rollout.told)} {plural(len(rollout.told), 'device')}"
-        return f"{wave}: waiting for {len(working)} of {of}; {_tally(rollout)}"
+        refused = sum(told.answer.standing is Standing.REFUSED for told in rollout.told.values())
+        return f"{wave}: waiting for {len(working)} of {of}" + (
+            f", {refused} refused" if refused else ""
+        )
     if not _answered(rollout):
         return f"{wave}: holding, no device of it answers"
     return None
