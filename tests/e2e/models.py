@@ -1,0 +1,67 @@
+"""Small models with one remarkable property each."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+MEBIBYTE = 1024 * 1024
+
+
+def write_big_model(path: Path, mebibytes: int, seed: int = 1) -> Path:
+    """Write a model that is big and cannot be compressed: it looks up rows of a table."""
+    table = np.frombuffer(random.Random(seed).randbytes(mebibytes * MEBIBYTE), np.uint8)
+    _write(
+        path,
+        [helper.make_node("Gather", ["table", "row"], ["values"])],
+        inputs=[helper.make_tensor_value_info("row", TensorProto.INT64, [None])],
+        output=helper.make_tensor_value_info("values", TensorProto.UINT8, [None, 64]),
+        constants={"table": table.reshape(-1, 64)},
+    )
+    return path
+
+
+def write_divider(path: Path, *, careful: bool) -> Path:
+    """Write a model that divides integers, and where not `careful` also by -1.
+
+    The lowest integer divided by -1 has no answer. onnxruntime leaves that to the processor, and
+    x86 ends the process with SIGFPE: a model that passes every check and crashes one day.
+    """
+    divisor = "at_least_1" if careful else "divisor"
+    guard = helper.make_node("Max", ["divisor", "one"], ["at_least_1"])
+    _write(
+        path,
+        [*([guard] if careful else []), helper.make_node("Div", ["number", divisor], ["ratio"])],
+        inputs=[
+            helper.make_tensor_value_info(name, TensorProto.INT64, [None])
+            for name in ("number", "divisor")
+        ],
+        output=helper.make_tensor_value_info("ratio", TensorProto.INT64, [None]),
+        constants={"one": np.array([1])} if careful else {},
+    )
+    return path
+
+
+def write_external(path: Path) -> Path:
+    """Write a model whose weights lie in a file beside it."""
+    write_big_model(path, 1)
+    model = onnx.load(path)
+    onnx.save_model(model, path, save_as_external_data=True, location=f"{path.stem}.weights")
+    return path
+
+
+def _write(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    *,
+    inputs: list[onnx.ValueInfoProto],
+    output: onnx.ValueInfoProto,
+    constants: dict[str, Any],
+) -> None:
+    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, path.stem, inputs, [output], initializers)
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)])
+    onnx.save_model(model, path)
