@@ -19,6 +19,7 @@ COMMANDS = {
     "top": ("fleet.cli.top:top", "The whole fleet at a glance, live."),
     "events": ("fleet.cli.events:events", "What happened lately."),
     "serve": ("fleet.cli.serve:serve", "Run the controller."),
+    "demo": ("fleet.cli.demo:demo", "The whole loop on this machine, from push to accuracy."),
 }
 
 

@@ -1,0 +1,1 @@
+"""The whole loop on one machine: what `fleet demo` starts, shows and takes away again."""
