@@ -19,7 +19,6 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +43,7 @@ from fleet.shell.blobs import Blobs, Writer
 from fleet.shell.key import read_or_make_key
 from fleet.shell.link import Drained, Heard, Link, LinkDown, LinkUp
 from fleet.shell.store import Change, DesiredRow, Item, Store
+from wire import VERSION
 from wire.codec import encode
 from wire.command import VERBS, Command, CommandResult
 from wire.ids import ReleaseRef
@@ -641,7 +641,7 @@ class Controller:
     def _health(self) -> HealthView:
         now = time.time()
         return HealthView(
-            version=version("farflung"),
+            version=VERSION,
             broker_url=self._broker_url,
             broker_connected=self._link.connected,
             devices=len(self._census),

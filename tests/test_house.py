@@ -1,5 +1,6 @@
 """What the documents say about the code is so, and the house keeps its own rules."""
 
+import importlib.metadata
 import re
 import tomllib
 from pathlib import Path
@@ -15,6 +16,7 @@ import wire.transfer
 import wire.twin
 from agent.core.lifecycle import TRANSITIONS
 from fleet.core.views import RolloutStatus
+from wire import VERSION
 from wire.codec import Document, Part
 from wire.topics import table
 from wire.twin import Phase
@@ -164,6 +166,5 @@ def test_pins_are_names_and_versions_and_cover_what_is_asked_for():
 
 
 def test_the_change_log_knows_the_version_that_is_built():
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-
-    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    assert importlib.metadata.version("farflung") == VERSION
+    assert f"## {VERSION}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,6 +1,5 @@
 """The local inference API: which request goes where, and what is counted about it."""
 
-import importlib.metadata
 import os
 import time
 import urllib.parse
@@ -18,6 +17,7 @@ from agent.engine.runtimes import Array
 from agent.engine.scoreboard import LabelError, UnknownRequestError
 from agent.engine.served import Served
 from agent.engine.tensors import TensorError
+from wire import VERSION
 
 Answer = Response | Awaitable[Response]
 
@@ -252,7 +252,7 @@ def _json(value: Any) -> Response:
 def _server_metadata() -> dict[str, Any]:
     return {
         "name": "farflung",
-        "version": importlib.metadata.version("farflung"),
+        "version": VERSION,
         "extensions": ["binary_tensor_data"],
     }
 
