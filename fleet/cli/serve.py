@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from fleet.cli.log import log_to_stderr
 from fleet.cli.render import answer
 from fleet.cli.session import USAGE, Session, common
 from fleet.core.errors import FleetError
@@ -89,7 +90,7 @@ def serve(
     chunk_bytes: int,
 ) -> None:
     """Run the controller until SIGTERM or Ctrl-C."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    log_to_stderr()
     for chatty in ("alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     stop = threading.Event()
