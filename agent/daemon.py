@@ -15,7 +15,7 @@ from agent.config import AgentConfig
 from agent.control import ModelSpec
 from agent.core import actions as do
 from agent.core import events as ev
-from agent.core.state import AgentState, Instant, Settings
+from agent.core.state import AgentState, Instant, Journal, Settings
 from agent.core.step import next_wake, step
 from agent.errors import DeviceError
 from agent.shell.engines import Engines
@@ -162,7 +162,7 @@ class Daemon:
             case do.Say(text, level):
                 log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
             case do.SaveJournal(journal):
-                self._save(do.SaveJournal(journal))
+                self._save(journal)
             case do.PublishReported(reported):
                 self._send(Kind.REPORTED, encode(reported))
             case do.PublishOnline():
@@ -247,7 +247,7 @@ class Daemon:
         waits = {"outbox_waiting": self._outbox.waiting, "outbox_dropped": self._outbox.dropped}
         self._post(ev.HealthSampled(health.model_copy(update=waits)))
 
-    def _save(self, action: do.SaveJournal) -> None:
+    def _save(self, journal: Journal) -> None:
         """Write the journal, and do nothing else before it is on the disk.
 
         A disk too full for that is waited out: the engine goes on answering meanwhile.
@@ -255,7 +255,7 @@ class Daemon:
         told = False
         while True:
             try:
-                self._slots.save_journal(action.journal)
+                self._slots.save_journal(journal)
             except DeviceError as error:
                 if not told:
                     log.error("%s; trying again every %.0f s", error, JOURNAL_RETRY_S)
