@@ -238,7 +238,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Keep a half-closed connection open while an answer is owed."""
         self._half_closed = True
-        return self._state is _State.BUSY
+        return self._state is _State.BUSY or bool(self._queue)
 
     def pause_writing(self) -> None:
         """The client does not read its answers: handle none of its requests meanwhile."""

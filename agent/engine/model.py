@@ -1,6 +1,5 @@
 """One loaded model: a release's tensors by the names apps use, and what its answers mean."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -87,13 +86,12 @@ class Model:
             scale, zero_point = self._step
             reals = (reals - zero_point) * scale
         tops = reals.max(axis=1)
-        if self.manifest.task.scores_are == "logits":
-            with np.errstate(invalid="ignore"):
-                tops = 1 / np.exp(reals - tops[:, None]).sum(axis=1)
-        confidences: list[float] = tops.tolist()
-        if not all(map(math.isfinite, confidences)):
+        # The largest of a row with a NaN in it is NaN.
+        if not np.isfinite(tops).all():
             raise AnswerError(f"{self.manifest.ref}: the model's scores are not finite")
-        return tuple(winners.tolist()), confidences
+        if self.manifest.task.scores_are == "logits":
+            tops = 1 / np.exp(reals - tops[:, None]).sum(axis=1)
+        return tuple(winners.tolist()), tops.tolist()
 
     def _run(self, inputs: list[Array]) -> list[Array]:
         outputs = self.runtime.run([inputs[place] for place in self._in_order])

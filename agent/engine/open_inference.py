@@ -28,6 +28,7 @@ from wire.manifest import TensorSpec
 MAX_ID_CHARACTERS = 200
 _PLATFORMS = {"onnx": "onnx_onnxv1", "tflite": "tflite"}
 _EMPTY = memoryview(b"")
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def write_json(value: Any) -> bytes:
         TensorError: there is a NaN or an infinity in it, which JSON has no words for.
     """
     try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        return _ENCODER.encode(value).encode()
     except ValueError:
         raise TensorError("the answer holds NaN or infinity; ask for binary_data instead") from None
 

@@ -80,7 +80,14 @@ def probe_runtime(name: str) -> dict[str, str]:
             runtime = open_with(name, str(path), threads=1)
             (answer,) = runtime.run([np.array([1.5, -2.0], np.float32)])
     except Exception as error:
-        return {"version": "", "why": " ".join(str(error).split())[:300] or type(error).__name__}
+        return {"version": "", "why": f"{_first_cause(error)} (with NumPy {np.__version__})"}
     if answer.tolist() != [3.0, -4.0]:
         return {"version": "", "why": f"1.5 + 1.5 and -2 + -2: got {answer.tolist()}"}
     return {"version": runtime.version, "why": ""}
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return what went wrong first: a library hides it behind what went wrong because of it."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return " ".join(str(error).split())[:300] or type(error).__name__

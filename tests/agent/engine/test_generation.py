@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agent.control import Load, Ready, Serve
@@ -251,7 +252,7 @@ def test_the_probe_tells_what_works_what_does_not_and_what_is_allowed(tmp_path: 
 
     for name, body in {
         "tflite_runtime": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
-        "ai_edge_litert": "def Interpreter(**given): raise ImportError('numpy')",
+        "ai_edge_litert": "def Interpreter(**given): raise ImportError('numpy is too new')",
     }.items():
         package = tmp_path / name
         package.mkdir()
@@ -275,7 +276,7 @@ def test_the_probe_tells_what_works_what_does_not_and_what_is_allowed(tmp_path: 
     assert whole["unusable"] == {}
     assert set(broken["runtimes"]) == {"onnxruntime"}
     assert broken["unusable"] == {
-        "ai-edge-litert": "numpy",
+        "ai-edge-litert": f"numpy is too new (with NumPy {np.__version__})",
         "tflite-runtime": "its process ended by SIGSEGV",
     }
     assert set(restricted["runtimes"]) == {"tflite-runtime"}
