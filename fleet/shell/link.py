@@ -113,7 +113,9 @@ class Link:
             protocol=mqtt.MQTTv311,
             clean_session=True,
         )
-        self._client.username_pw_set(username, password)
+        if username:
+            # An empty name is a name, and NATS turns it away even where nobody needs one.
+            self._client.username_pw_set(username, password)
         if parts.scheme == "mqtts":
             self._client.tls_set(cert_reqs=ssl.CERT_REQUIRED)
         self._client.max_inflight_messages_set(IN_FLIGHT)

@@ -2,7 +2,7 @@
 
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,19 @@ def test_messages_of_devices_become_events(
 
     assert first == Heard(Topic(Kind.STATUS, "cam-1"), status("cam-1"), False)
     assert retained == Heard(Topic(Kind.STATUS, "cam-1"), status("cam-1"), True)
+
+
+@pytest.mark.parametrize("start", BROKERS.values(), ids=BROKERS)
+def test_a_broker_that_asks_nobody_who_they_are_is_entered_without_a_name(
+    tmp_path: Path, events: "queue.Queue[Any]", start: Callable[[Path], Broker]
+) -> None:
+    with start(tmp_path) as broker:
+        link = Link(broker.url, "", "", events)
+
+        link.start()
+
+        assert isinstance(events.get(timeout=10), LinkUp)
+        link.stop()
 
 
 def test_what_is_wrong_is_dropped_and_counted_and_the_link_lives_on(
