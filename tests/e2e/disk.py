@@ -12,29 +12,39 @@ ROOM_BYTES = 64 * MEBIBYTE
 NOISE_BYTES = 1024 * MEBIBYTE
 """How much others may write or delete meanwhile on a disk that is not ours alone."""
 
+ATTEMPTS = 100
+
 
 class Disk:
     """A directory with about 64 MiB of room above the agent's reserve, which can be taken away."""
 
-    def __init__(self, path: Path, reserve_bytes: int, noise_bytes: int) -> None:
+    def __init__(self, path: Path, reserve_mb: int, noise_bytes: int) -> None:
         self.path = path
-        self.reserve_mb = reserve_bytes // MEBIBYTE
+        self.reserve_mb = reserve_mb
         self._noise_bytes = noise_bytes
         self._ballast = path / "ballast"
 
     def leave(self, size_bytes: int) -> None:
         """Take all the room but this much, if not more."""
-        taken = self._free_bytes() - self.reserve_mb * MEBIBYTE - size_bytes + self._noise_bytes
         with self._ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, taken)
+            for _ in range(ATTEMPTS):
+                room = free_bytes(self.path) - self.reserve_mb * MEBIBYTE + self._noise_bytes
+                if room <= size_bytes:
+                    return
+                end = os.fstat(file.fileno()).st_size
+                # It fails as a whole when the agent took some of the room just now.
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(file.fileno(), end, room - size_bytes)
+        raise AssertionError(f"{self.path}: expected to fill it in {ATTEMPTS} attempts")
 
     def free(self) -> None:
         """Give the room back."""
         self._ballast.unlink()
 
-    def _free_bytes(self) -> int:
-        volume = os.statvfs(self.path)
-        return volume.f_bavail * volume.f_frsize
+
+def free_bytes(path: Path) -> int:
+    volume = os.statvfs(path)
+    return volume.f_bavail * volume.f_frsize
 
 
 @contextlib.contextmanager
@@ -51,7 +61,6 @@ def small_disk(path: Path) -> Iterator[Disk]:
         finally:
             subprocess.run(["umount", "--lazy", str(path)], check=True)
         return
-    disk = Disk(path, 0, NOISE_BYTES)
-    disk.reserve_mb = (disk._free_bytes() - ROOM_BYTES - NOISE_BYTES) // MEBIBYTE
-    yield disk
+    reserve_bytes = free_bytes(path) - ROOM_BYTES - NOISE_BYTES
+    yield Disk(path, reserve_bytes // MEBIBYTE, NOISE_BYTES)
     (path / "ballast").unlink(missing_ok=True)

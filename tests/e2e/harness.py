@@ -27,7 +27,7 @@ from fleet.core.views import DeviceView, RolloutRequest, RolloutView, ScoreView
 from fleet.shell.client import ControllerClient, UnreachableError
 from tests.brokers import Broker, free_port
 from wire.ids import digest_hex
-from wire.twin import Phase, Probation
+from wire.twin import Probation
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 LIMIT_S = 60.0
@@ -147,6 +147,17 @@ class Agent(Program):
     def partial(self, transfer: str) -> Path:
         """Return where the bytes of a transfer lie while it is under way."""
         return self.data_dir / "partial" / f"{digest_hex(transfer)}.part"
+
+    def wait_until_fetched(self, size_bytes: int) -> None:
+        """Wait until so many bytes of a download that is under way are on the disk."""
+
+        def fetched() -> bool:
+            parts = (self.data_dir / "partial").glob("*.part")
+            with contextlib.suppress(FileNotFoundError):
+                return sum(part.stat().st_blocks * 512 for part in parts) >= size_bytes
+            return False
+
+        wait_for(f"{size_bytes} bytes on {self.id}", fetched)
 
 
 class Fleet:
@@ -308,16 +319,6 @@ class Fleet:
         """Bring a release to all devices, without probation, and see it completed."""
         view = self.wait_until_over(self.start_rollout(release))
         assert view.status == "completed", view.because
-
-    def wait_until_fetching(self, agent: Agent, rollout: str, least_bytes: int) -> None:
-        """Wait until the device is in the middle of the rollout's download."""
-
-        def fetching() -> bool:
-            device = next(d for d in self.client.rollout(rollout).devices if d.id == agent.id)
-            assert device.phase is None or not device.phase.final, device
-            return device.phase is Phase.FETCHING and device.bytes_done >= least_bytes
-
-        wait_for(f"{least_bytes} bytes on {agent.id}", fetching)
 
 
 def wait_until_gone(processes: list[psutil.Process], timeout_s: float = 10.0) -> None:

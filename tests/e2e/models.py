@@ -25,22 +25,26 @@ def write_big_model(path: Path, mebibytes: int, seed: int = 1) -> Path:
 
 
 def write_divider(path: Path, *, careful: bool) -> Path:
-    """Write a model that divides integers, and where not `careful` also by -1.
+    """Write a model that divides integers, by 1 in place of 0; if `careful`, in place of all below.
 
     The lowest integer divided by -1 has no answer. onnxruntime leaves that to the processor, and
     x86 ends the process with SIGFPE: a model that passes every check and crashes one day.
     """
-    divisor = "at_least_1" if careful else "divisor"
-    guard = helper.make_node("Max", ["divisor", "one"], ["at_least_1"])
+    doubtful = "Less" if careful else "Equal"
+    limit = 1 if careful else 0
     _write(
         path,
-        [*([guard] if careful else []), helper.make_node("Div", ["number", divisor], ["ratio"])],
+        [
+            helper.make_node(doubtful, ["divisor", "limit"], ["doubtful"]),
+            helper.make_node("Where", ["doubtful", "one", "divisor"], ["safe"]),
+            helper.make_node("Div", ["number", "safe"], ["ratio"]),
+        ],
         inputs=[
             helper.make_tensor_value_info(name, TensorProto.INT64, [None])
             for name in ("number", "divisor")
         ],
         output=helper.make_tensor_value_info("ratio", TensorProto.INT64, [None]),
-        constants={"one": np.array([1])} if careful else {},
+        constants={"one": np.array([1]), "limit": np.array([limit])},
     )
     return path
 

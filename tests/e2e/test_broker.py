@@ -15,7 +15,7 @@ from wire.codec import decode
 from wire.topics import Kind, Topic
 from wire.twin import Reported, Status
 
-SLOW = {"bytes_per_s": 4 * MEBIBYTE}
+SLOW = {"bytes_per_s": 3 * MEBIBYTE}
 AWAY_S = 1.0
 
 
@@ -110,5 +110,5 @@ def fetching(fleet: Fleet, tmp_path: Path) -> tuple[list[Agent], str]:
     fleet.push(write_big_model(tmp_path / "big.onnx", 12))
     rollout = fleet.start_rollout("big@1")
     for agent in agents:
-        fleet.wait_until_fetching(agent, rollout, 3 * MEBIBYTE)
+        agent.wait_until_fetched(4 * MEBIBYTE)
     return agents, rollout

@@ -25,7 +25,7 @@ def test_a_killed_agent_goes_on_with_its_download(fleet: Fleet, tmp_path: Path) 
 
     with Wiretap(broker_url(fleet), "farflung/a/#") as tap:
         rollout = fleet.start_rollout(release)
-        fleet.wait_until_fetching(agent, rollout, len(content) // 4)
+        agent.wait_until_fetched(len(content) // 4)
         agent.kill()
         kept = chunks_kept(agent.partial(transfer), content)
         agent.start()
@@ -63,7 +63,7 @@ def test_a_disk_that_fills_up_midway_costs_the_download_alone(fleet: Fleet, tmp_
 
         with App(agent.url) as app:
             rollout = fleet.start_rollout(big)
-            fleet.wait_until_fetching(agent, rollout, 4 * MEBIBYTE)
+            agent.wait_until_fetched(4 * MEBIBYTE)
             disk.leave(0)
             view = fleet.wait_until_over(rollout)
 
