@@ -62,6 +62,7 @@ class Generation:
         self._http = HttpServer(self._handle)
         self._writer: asyncio.StreamWriter
         self._finished: asyncio.Future[int]
+        self._exit_code = ORPHANED
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -71,7 +72,7 @@ class Generation:
         # A terminal's ^C goes to the whole process group; the daemon decides what ends when.
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         loop.add_signal_handler(signal.SIGTERM, lambda: self._start(self._drain(Drain())))
-        _exit_with_daemon(self._socket)
+        self._exit_with_daemon()
         reader, self._writer = await asyncio.open_connection(
             sock=self._socket, limit=control.MAX_LINE_BYTES
         )
@@ -83,12 +84,15 @@ class Generation:
         return code
 
     async def _obey_all(self, reader: asyncio.StreamReader) -> None:
-        while line := await reader.readline():
-            try:
-                await self._obey(control.read_to_engine(line))
-            except ValueError as error:
-                self._say(f"not obeyed: {error}")
-        self._finish(ORPHANED)
+        try:
+            while line := await reader.readline():
+                try:
+                    await self._obey(control.read_to_engine(line))
+                except ValueError as error:
+                    self._say(f"not obeyed: {error}")
+        finally:
+            # Whatever ended this, an engine that hears nothing more must not go on.
+            self._finish(ORPHANED)
 
     async def _obey(self, message: control.ToEngine) -> None:
         match message:
@@ -119,8 +123,8 @@ class Generation:
     def _tried(self, outcome: _Outcome) -> None:
         """Take up what the trial came to."""
         if outcome.failed is not None:
-            self._send(outcome.failed)
             self._finish(1)
+            self._send(outcome.failed)
             return
         now = int(time.time())
         self._served = {passed.model.spec.model: Served(passed, now) for passed in outcome.passed}
@@ -154,8 +158,8 @@ class Generation:
         await self._http.drain(order.deadline_s)
         for served in self._served.values():
             served.stop_shadow()
-        self._report(windows=True, final=True)
         self._finish(0)
+        self._report(windows=True, final=True)
 
     def _say(self, text: str) -> None:
         self._send(Note(text))
@@ -169,8 +173,25 @@ class Generation:
         task.add_done_callback(self._tasks.discard)
 
     def _finish(self, code: int) -> None:
+        """Let `run` end. Before the last word: whoever hears that may hang up at once."""
         if not self._finished.done():
+            self._exit_code = code
             self._finished.set_result(code)
+
+    def _exit_with_daemon(self) -> None:
+        """End the process when the daemon's end of the control socket closes.
+
+        In a thread, since a model that never returns may hold up the event loop.
+        """
+
+        def wait() -> None:
+            poll = select.poll()
+            poll.register(self._socket.fileno(), 0)  # hang-up is told without being asked for
+            poll.poll()
+            # A daemon that has heard our last word may close before we are gone.
+            os._exit(self._exit_code)
+
+        threading.Thread(target=wait, name="daemon-watch", daemon=True).start()
 
 
 def _start_trial(load: Load, blame: Blame, tried: Callable[[_Outcome], None]) -> None:
@@ -204,18 +225,3 @@ def _try_all(load: Load, blame: Blame) -> _Outcome:
         unforeseen = cannot_run(error)
         return _Outcome([], Failed(model, unforeseen.reason, unforeseen.detail))
     return _Outcome(passed, None)
-
-
-def _exit_with_daemon(control_socket: socket.socket) -> None:
-    """End the process when the daemon's end of the control socket closes.
-
-    In a thread, since a model that never returns may hold up the event loop.
-    """
-
-    def wait() -> None:
-        poll = select.poll()
-        poll.register(control_socket.fileno(), 0)  # hang-up is told without being asked for
-        poll.poll()
-        os._exit(ORPHANED)
-
-    threading.Thread(target=wait, name="daemon-watch", daemon=True).start()

@@ -11,7 +11,7 @@ MAX_REMEMBERED = 8192
 """Requests a label can still be given for."""
 
 MAX_REMEMBERED_ROWS = 8 * MAX_REMEMBERED
-MAX_CONFUSED = 4096
+MAX_CONFUSED = 2048
 """Kinds of confusion counted in one window; `labelled` and `correct` count them all."""
 
 

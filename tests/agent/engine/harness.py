@@ -95,7 +95,7 @@ class Release:
     ) -> TensorSpec:
         return TensorSpec(
             name=name,
-            datatype=self.datatype,  # type: ignore[arg-type]
+            datatype=self.datatype,
             shape=(batch, size),
             quantization=quantization,
         )

@@ -60,6 +60,18 @@ def onnx_slow_classifier(turns: int) -> bytes:
     return onnx_bytes(graph)
 
 
+def onnx_text_picker() -> bytes:
+    """Return y = the first 3 of 4 texts in every row of x: BYTES (batch, 4)."""
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["x", "columns"], ["y"], axis=1)],
+        "picker",
+        [helper.make_tensor_value_info("x", TensorProto.STRING, ["n", FEATURES])],
+        [helper.make_tensor_value_info("y", TensorProto.STRING, ["n", CLASSES])],
+        [numpy_helper.from_array(np.arange(CLASSES, dtype=np.int64), "columns")],
+    )
+    return onnx_bytes(graph)
+
+
 def onnx_bytes(graph: onnx.GraphProto) -> bytes:
     """Wrap a graph into a model of opset 13."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.control import Load, Ready, Serve
+from agent.control import Drain, Load, Ready, Serve
 from tests.agent.engine.harness import (
     Client,
     Engine,
@@ -145,6 +145,19 @@ def test_an_engine_never_outlives_its_daemon(tmp_path: Path, listeners: Listener
         started.socket.shutdown(socket.SHUT_RDWR)
 
         assert started.process.wait(5) == 3
+
+
+def test_a_daemon_that_closes_after_the_last_word_still_gets_a_clean_exit(
+    tmp_path: Path, listeners: Listeners
+) -> None:
+    with engine(listeners) as started:
+        started.serve(Release(tmp_path / "r", onnx_classifier()))
+        started.tell(Drain(1.0))
+        started.hear()
+
+        started.socket.shutdown(socket.SHUT_RDWR)
+
+        assert started.process.wait(5) == 0
 
 
 def test_an_engine_inside_an_endless_model_does_not_outlive_its_daemon_either(

@@ -1,9 +1,13 @@
+import asyncio
+import contextlib
 import json
 import random
 import socket
+from collections.abc import AsyncIterator
 
 import pytest
 
+from agent.engine import http
 from tests.agent.engine.harness import Client, Listeners, infer_body, one_hot
 
 INFER = "/v2/models/digits/infer"
@@ -137,3 +141,86 @@ def test_mutilated_requests_are_never_the_engines_fault(shared: Listeners, asker
 
     assert statuses <= {200, 400, 404, 405, 413}
     assert asker.infer(one_hot(1)).status == 200
+
+
+@contextlib.asynccontextmanager
+async def echo() -> AsyncIterator[tuple[http.HttpServer, int]]:
+    """A server in this process that answers every request with its path."""
+    server = http.HttpServer(lambda request: http.Response(200, request.target.encode()))
+    listener = socket.create_server(("127.0.0.1", 0))
+    server.listen([listener])
+    yield server, listener.getsockname()[1]
+    await server.drain(0.2)
+
+
+def test_a_client_that_never_finishes_its_request_is_told_and_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "REQUEST_S", 0.2)
+    monkeypatch.setattr(http, "LINGER_S", 0.2)
+    monkeypatch.setattr(http, "SWEEP_S", 0.05)
+
+    async def run() -> bytes:
+        async with echo() as (server, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /slow HTTP/1.1\r\nHost")
+            got = await asyncio.wait_for(reader.read(), 5)
+            while server.connections:
+                await asyncio.sleep(0.01)
+            writer.close()
+            return got
+
+    got = asyncio.run(asyncio.wait_for(run(), 10))
+
+    assert got.startswith(b"HTTP/1.1 408 ")
+    assert b"expected a whole request within 0.2 s" in got
+
+
+def test_an_idle_client_is_closed_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "IDLE_S", 0.2)
+    monkeypatch.setattr(http, "SWEEP_S", 0.05)
+
+    async def run() -> tuple[bytes, bytes]:
+        async with echo() as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /once HTTP/1.1\r\n\r\n")
+            answer = await reader.readuntil(b"/once")
+            rest = await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+            return answer, rest
+
+    answer, rest = asyncio.run(asyncio.wait_for(run(), 10))
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert rest == b""
+
+
+def test_connections_and_bodies_are_limited_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(http, "MAX_BUFFERED_BYTES", 1000)
+
+    async def run() -> list[bytes]:
+        async with echo() as (server, port):
+            first = await asyncio.open_connection("127.0.0.1", port)
+            second = await asyncio.open_connection("127.0.0.1", port)
+            while len(server.connections) < 2:
+                await asyncio.sleep(0.01)
+            third = await asyncio.open_connection("127.0.0.1", port)
+            too_many = await third[0].read()
+            for _, writer in (first, second):
+                writer.write(b"POST /a HTTP/1.1\r\nContent-Length: 700\r\n\r\n" + b"x" * 600)
+            done, _ = await asyncio.wait(
+                [asyncio.create_task(one[0].read(100)) for one in (first, second)],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for _, writer in (first, second, third):
+                writer.close()
+            while server.connections:
+                await asyncio.sleep(0.01)
+            assert server.buffered_bytes == 0
+            return [too_many, *(task.result() for task in done)]
+
+    too_many, too_much = asyncio.run(asyncio.wait_for(run(), 10))
+
+    assert too_many.startswith(b"HTTP/1.1 503 ") and b"2 connections are open" in too_many
+    assert too_much.startswith(b"HTTP/1.1 503 ")

@@ -1,5 +1,7 @@
+import base64
 import gzip
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from tests.agent.engine.harness import (
     infer_body,
     one_hot,
 )
-from tests.agent.engine.models import GOOD, onnx_classifier, tflite_classifier
+from tests.agent.engine.models import GOOD, onnx_classifier, onnx_text_picker, tflite_classifier
+from wire.manifest import Task
 
 INFER = "/v2/models/digits/infer"
 PREDICT = "/v1/models/digits:predict"
@@ -236,3 +239,36 @@ def test_unknown_names_are_404_and_wrong_methods_405(asker: Client) -> None:
     assert "['digits']" in answers["/v2/models/detector/infer"].json["error"]
     assert "version 7" in answers["/v2/models/digits/versions/8"].json["error"]
     assert "expected POST, got GET" in answers[INFER].json["error"]
+
+
+def test_texts_go_in_and_out_as_json_as_bytes_and_as_base64(
+    tmp_path: Path, listeners: Listeners, client: Client
+) -> None:
+    texts = ["a", "ü", "", "d"]
+    packed = b"".join(struct.pack("<I", len(t.encode())) + t.encode() for t in texts)
+    tensor = {"name": "image", "shape": [1, 4], "datatype": "BYTES"}
+    head = json.dumps(
+        {"inputs": [{**tensor, "parameters": {"binary_data_size": len(packed)}}]}
+    ).encode()
+    release = Release(tmp_path / "r", onnx_text_picker(), datatype="BYTES", task=Task())
+
+    with engine(listeners) as started:
+        started.serve(release)
+        as_json = client.ask("POST", INFER, {"inputs": [{**tensor, "data": texts}]})
+        as_bytes = client.ask(
+            "POST", INFER, head + packed, {"Inference-Header-Content-Length": str(len(head))}
+        )
+        encoded = [{"b64": base64.b64encode(text.encode()).decode()} for text in texts]
+        as_base64 = client.ask("POST", PREDICT, {"instances": [encoded]})
+        cut = client.ask(
+            "POST", INFER, head + packed[:-2] + b"\xff\xff", {
+                "Inference-Header-Content-Length": str(len(head))
+            }
+        )  # fmt: skip
+        numbers = client.ask("POST", INFER, {"inputs": [{**tensor, "data": [1, 2, 3, 4]}]})
+
+    assert as_json.json["outputs"][0]["data"] == ["a", "ü", ""]
+    assert as_bytes.json["outputs"][0]["data"] == ["a", "ü", ""]
+    assert as_base64.json == {"predictions": [["a", "ü", ""]]}
+    assert (cut.status, numbers.status) == (400, 400)
+    assert "expected 4 strings" in numbers.json["error"]

@@ -1,4 +1,5 @@
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from tests.agent.engine.models import (
     tflite_quantized,
 )
 
-RUNTIMES = [
+Build = Callable[..., bytes]
+
+RUNTIMES: list[tuple[str, str, Build]] = [
     ("onnx", "onnxruntime", onnx_classifier),
     ("tflite", "ai-edge-litert", tflite_classifier),
     ("tflite", "tflite-runtime", tflite_classifier),
@@ -23,7 +26,7 @@ RUNTIMES = [
 
 @pytest.mark.parametrize(("format", "runtime", "build"), RUNTIMES)
 def test_every_runtime_passes_the_trial_of_a_model_with_its_golden_samples(
-    tmp_path: Path, format: str, runtime: str, build
+    tmp_path: Path, format: str, runtime: str, build: Build
 ) -> None:
     release = Release(tmp_path, build(), format=format, golden=good_golden())
 
@@ -73,7 +76,7 @@ def test_an_8_bit_model_conforms_in_its_own_integers(tmp_path: Path, runtime: st
 
 @pytest.mark.parametrize(("format", "runtime", "build"), RUNTIMES)
 def test_a_model_with_other_answers_than_the_golden_ones_is_refused(
-    tmp_path: Path, format: str, runtime: str, build
+    tmp_path: Path, format: str, runtime: str, build: Build
 ) -> None:
     release = Release(tmp_path, build(ROTATED), format=format, golden=good_golden(), flips=5)
 
@@ -144,7 +147,7 @@ def test_a_restart_of_proven_models_skips_the_golden_samples(tmp_path: Path) -> 
     ("format", "runtime", "build"), [row for row in RUNTIMES if row[1] != "tflite-runtime"]
 )
 def test_a_truncated_model_is_refused_as_a_bad_artifact(
-    tmp_path: Path, format: str, runtime: str, build
+    tmp_path: Path, format: str, runtime: str, build: Build
 ) -> None:
     whole = build()
     release = Release(tmp_path, whole[: len(whole) // 2], format=format)
