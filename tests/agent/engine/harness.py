@@ -69,7 +69,7 @@ class Release:
             variants=(
                 Variant(
                     name="only",
-                    format=self.format,  # type: ignore[arg-type]
+                    format=self.format,
                     artifact=artifact,
                     inputs=(self._tensor(self.names[0], FEATURES, self.variant_batch),),
                     outputs=(self._tensor(self.names[1], CLASSES, self.variant_batch),),
