@@ -11,6 +11,10 @@ import numpy.typing as npt
 from wire.manifest import Format
 from wire.twin import Reason
 
+# From 1.29 on onnxruntime reports to its makers and leaves an identifier on the disk, unless it
+# is told before it is imported; its own call to stop that comes too late.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 Array = npt.NDArray[Any]
 
 ALLOWED_VARIABLE = "FARFLUNG_RUNTIMES"
