@@ -12,6 +12,7 @@ from fleet.core.errors import FleetError
 
 STOP_S = 20.0
 _TAIL_BYTES = 4096
+KEEP_LOGS = "fleet demo --keep, which keeps the logs of a run that failed"
 
 
 class Child:
@@ -22,6 +23,7 @@ class Child:
         self.name = name
         self.log = log
         self._command = [sys.executable, "-m", module, *arguments]
+        self._down = False
         self._process = self._spawn()
 
     @property
@@ -31,30 +33,27 @@ class Child:
 
     def kill(self) -> None:
         """End it as a power cut would, with `kill -9`."""
+        self._down = True
         self._process.kill()
         self._process.wait()
 
     def restart(self) -> None:
         """Start it again as it was started first."""
         self._process = self._spawn()
+        self._down = False
 
     def check(self) -> None:
-        """Let pass a process that runs.
+        """Let pass a process that runs, or that we killed ourselves.
 
         Raises:
             FleetError: it ended; the message has its last words.
         """
         code = self._process.poll()
-        if code is not None:
+        if code is not None and not self._down:
+            error, next_step = last_words(self.said(max(0, self.log.stat().st_size - _TAIL_BYTES)))
             raise FleetError(
-                f"{self.name}: expected it to run, it ended with {code}: {self.last_words()}",
-                "fleet demo --keep, which keeps the logs of a run that failed",
+                f"{self.name}: expected it to run, it ended with {code}: {error}", next_step
             )
-
-    def last_words(self) -> str:
-        """Return the last line of its log."""
-        lines = self.said(max(0, self.log.stat().st_size - _TAIL_BYTES)).split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "nothing")
 
     def said(self, since: int = 0) -> str:
         """Return its log from byte `since` on."""
@@ -89,6 +88,15 @@ class Child:
                 # Ctrl-C in the terminal is for the demo, which ends all of them in order.
                 start_new_session=True,
             )
+
+
+def last_words(log: str) -> tuple[str, str]:
+    """Return why a program ended, by its log, and what it said to do next."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    steps = [line.removeprefix("next: ") for line in lines if line.startswith("next: ")]
+    error = errors[-1] if errors else lines[-1] if lines else "it said nothing"
+    return error, steps[-1] if errors and steps else KEEP_LOGS
 
 
 def stop(children: Iterable[Child]) -> None:

@@ -10,7 +10,7 @@ from fleet.cli.session import Session
 from fleet.demo.drawing import half_blocks, shades
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import OverflowMethod, RenderableType
 
 WIDTH = 78
 
@@ -49,15 +49,16 @@ class Screen:
             self._print(line)
 
     def command(self, words: str, answer: str = "") -> None:
-        """Show a command that was run, and what it answered."""
+        """Show a command that was run, and what it answered, cut where the terminal ends."""
         self._print(f"$ {words}", style="cyan")
-        if answer:
-            self.lines(answer.splitlines())
+        overflow: OverflowMethod = "ellipsis" if self._console.is_terminal else "ignore"
+        for line in answer.splitlines():
+            self._console.print(line, no_wrap=True, overflow=overflow, crop=False)
 
     def picture(self, pixels: Sequence[float], beside: Sequence[str]) -> None:
         """Draw a digit with words beside it."""
         drawn: Sequence[RenderableType]
-        if self._console.is_terminal and not self._console.no_color:
+        if self._console.color_system in ("256", "truecolor") and not self._console.no_color:
             drawn = half_blocks(pixels)
         else:
             drawn = shades(pixels, self._console.encoding)
@@ -79,7 +80,7 @@ class Screen:
 
             class Table:
                 def show(self, lines: Sequence[str], summary: str) -> None:
-                    text = screen.render_str("\n".join([*lines, summary]), overflow="ellipsis")
+                    text = screen.render_str("\n".join([*lines, "", summary]), overflow="ellipsis")
                     text.no_wrap = True
                     live.update(text, refresh=True)
 

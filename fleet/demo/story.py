@@ -5,10 +5,8 @@ import shlex
 import shutil
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fleet.core.errors import FleetError
 from fleet.core.views import (
@@ -20,6 +18,8 @@ from fleet.core.views import (
 from fleet.demo.app import MODEL, picture_number, question
 from fleet.demo.board import board, progress, releases, score_of
 from fleet.demo.digits import Stream, read_digits
+from fleet.demo.misread import latest_loss
+from fleet.demo.processes import KEEP_LOGS
 from fleet.demo.screen import Screen
 from fleet.demo.world import SLOW_LINE_BYTES_PER_S, START_S, World
 from wire.twin import Phase, Reason
@@ -27,7 +27,6 @@ from wire.twin import Phase, Reason
 ROLLOUT_S = 180.0
 SETTLE_S = 60.0
 _POLL_S = 0.25
-_HTTP_S = 10.0
 
 KILL_FROM, KILL_TO = 20, 80
 """Percent of a download between which the agent is killed."""
@@ -43,6 +42,7 @@ class Story:
         """Tell on `screen` what happens in `world`."""
         self._screen = screen
         self._world = world
+        self._digits = read_digits(world.samples / "heldout.csv.gz")
 
     def tell(self, started: float) -> None:
         """Tell all of it; it began at `started`, monotonic seconds.
@@ -50,29 +50,30 @@ class Story:
         Raises:
             FleetError: a step did not end as it should.
         """
-        self._open()
-        self._first_device()
+        self.open()
+        self.first_device()
         self._screen.step("The same release, to every device")
         self._screen.say(
             "Each device takes the variant that it can run. Where nothing serves yet, a release "
             "is committed once it has answered its golden samples."
         )
-        self._roll_out(1)
+        self.roll_out(1)
         self._screen.step("A better release, on probation")
         self._screen.say(
             "digits@1 goes on answering the apps; digits@2 gets copies of the same pictures, in "
             "a process of its own. It takes over once 300 labelled pairs on the device say that "
             "it is no worse."
         )
-        self._push(2)
-        self._roll_out(2)
-        self._refuse(3)
-        self._sum_up(time.monotonic() - started)
-        self._try_it()
+        self.push(2)
+        self.roll_out(2)
+        self.refuse(3)
+        self.sum_up(time.monotonic() - started)
+        self.try_it()
 
     # ---- controller, devices, apps
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """Start everything and say what it is."""
         world, screen = self._world, self._screen
         screen.step("A controller, devices, and an app on each of them")
         world.start_controller()
@@ -104,18 +105,19 @@ class Story:
 
     # ---- one device alone
 
-    def _first_device(self) -> None:
+    def first_device(self) -> None:
         """Bring digits@1 to one device, whose agent is killed while it fetches."""
         world, screen = self._world, self._screen
         slow = world.slow
         screen.step("A release, to one device that loses power halfway")
-        self._push(1)
+        self.push(1)
         rollout = self._start("digits@1", f"device={slow.id}")
         with screen.board() as show:
 
             def halfway() -> RolloutDeviceView | None:
                 view = self._world.client.rollout(rollout.id)
-                show.show([], progress(view))
+                done = f"{slow.id} has {_percent(view.devices[0])}% of digits@1"
+                show.show(board(self._devices(), 0), done)
                 return self._halfway(view)
 
             device = world.until(f"{slow.id} fetches digits@1", halfway, ROLLOUT_S)
@@ -139,7 +141,7 @@ class Story:
             SETTLE_S,
         )
         screen.say("It was started again. Its log says, once it has hashed what lay on its disk:")
-        screen.lines([f"  {line}"])
+        screen.lines([f"  {line.partition(' INFO ')[2] or line}"])
         self._watch(rollout)
 
     def _halfway(self, view: RolloutView) -> RolloutDeviceView | None:
@@ -154,13 +156,13 @@ class Story:
 
     # ---- all devices
 
-    def _push(self, version: int) -> None:
+    def push(self, version: int) -> None:
         """Push one of the sample releases."""
         folder = self._world.samples / f"digits-{version}"
         answer = self._world.fleet("model", "push", str(folder))
         self._screen.command(f"fleet model push {_short(folder)}", answer)
 
-    def _roll_out(self, version: int) -> None:
+    def roll_out(self, version: int) -> None:
         """Bring a good release to every device."""
         rollout = self._start(f"digits@{version}", f"site={self._world.site}")
         self._watch(rollout)
@@ -168,14 +170,14 @@ class Story:
 
             def served() -> bool:
                 devices = self._devices()
-                show.show(board(devices, 0), "apps ask, and tell what it really was")
+                show.show(board(devices, 0), "the apps ask, and later tell what it really was")
                 return all(_serves(device, version) >= SEEN for device in devices)
 
             what = f"every device answers with digits@{version} and has {SEEN} labels"
             self._world.until(what, served, SETTLE_S, _POLL_S)
         self._screen.lines(board(self._devices(), 0))
 
-    def _refuse(self, version: int) -> None:
+    def refuse(self, version: int) -> None:
         """Offer a bad release, and see it refused by the devices themselves."""
         screen = self._screen
         screen.step("A worse release, refused")
@@ -183,7 +185,7 @@ class Story:
             "digits@3 was trained on with a batch that lacked one digit. It passes its golden "
             "samples, which are of the same batch; the devices see all ten."
         )
-        self._push(version)
+        self.push(version)
         rollout = self._start(f"digits@{version}", f"site={self._world.site}")
         view = self._watch(rollout, RolloutStatus.ABORTED)
         refused = [d for d in view.devices if d.reason is Reason.WORSE_THAN_CHAMPION]
@@ -191,49 +193,35 @@ class Story:
             raise FleetError(f"digits@{version}: expected devices to refuse it, got {view.because}")
         screen.say("Refused by the devices that had seen enough, in their own words:")
         screen.lines([f"  {device.id}  {device.detail}" for device in refused])
-        self._misread(refused, view.digest, version)
+        self._show_misread(refused, view.digest, version)
         screen.say(f"The controller called the rollout off: {view.because}.")
         self._back_on(version - 1)
 
-    def _misread(self, refused: Sequence[RolloutDeviceView], digest: str, version: int) -> None:
+    def _show_misread(
+        self, refused: Sequence[RolloutDeviceView], digest: str, version: int
+    ) -> None:
         """Draw a digit that the challenger misread and the champion did not."""
-        digits = read_digits(self._world.samples / "heldout.csv.gz")
         for device in refused:
-            shown = self._disagreement(device.id, digest)
-            if shown is None:
+            loss = latest_loss(device.id, self._world.device(device.id).api, digest)
+            if loss is None:
                 continue
-            picture = Stream(digits, self._world.plan.seed, device.id).at(
-                picture_number(shown["id"])
-            )
             self._screen.say(
                 f"One of the pictures it was refused for, from {device.id}'s own account "
                 f"(GET /v2/models/{MODEL}/shadow):"
             )
+            stream = Stream(self._digits, self._world.plan.seed, device.id)
             self._screen.picture(
-                picture.pixels,
+                stream.at(picture_number(loss.id)).pixels,
                 [
-                    f"{device.id}, request {shown['id']}",
+                    f"{device.id}, request {loss.id}",
                     "",
-                    f"the label      {shown['label']}",
-                    f"digits@{version - 1} says  {shown['champion']}",
-                    f"digits@{version} says  {shown['challenger']}",
+                    f"the label      {loss.label}",
+                    f"digits@{version - 1} says  {loss.champion}",
+                    f"digits@{version} says  {loss.challenger}",
                 ],
             )
             return
         raise FleetError(f"digits@{version}: expected a misread digit in the devices' accounts")
-
-    def _disagreement(self, id: str, digest: str) -> dict[str, Any] | None:
-        """Return the latest answer in which the champion alone was right."""
-        url = f"{self._world.device(id).api}/v2/models/{MODEL}/shadow"
-        try:
-            with urllib.request.urlopen(url, timeout=_HTTP_S) as answer:  # noqa: S310 - our own
-                account = json.load(answer)
-        except OSError as error:
-            raise FleetError(f"{id}: expected its account at {url}, got {error}") from error
-        if account["challenger"] != digest:
-            raise FleetError(f"{id}: expected its account of {digest}, got another release's")
-        lost = (d for d in account["disagreements"] if d["champion"] == d["label"])
-        return next(reversed(list(lost)), None)
 
     def _back_on(self, version: int) -> None:
         """Wait until all devices are at rest with the release they had before."""
@@ -246,32 +234,41 @@ class Story:
 
             what = f"all devices serve digits@{version} again"
             self._world.until(what, settled, SETTLE_S, _POLL_S)
-        self._screen.say(f"Every device serves digits@{version}, and nobody had to do anything.")
+        self._screen.say(
+            f"Every device serves digits@{version}, and nobody had to do anything. (Superseded: "
+            "the order was withdrawn before the device had decided.)"
+        )
         self._screen.lines(board(self._devices(), 0))
 
     # ---- the end
 
-    def _sum_up(self, seconds: float) -> None:
+    def sum_up(self, seconds: float) -> None:
         """Say what it came to."""
         self._screen.head("Summary")
         self._screen.lines(releases(self._devices()))
         self._screen.say(f"It took {seconds:.0f} s. Accuracy is of the labels that came back.")
 
-    def _try_it(self) -> None:
+    def try_it(self) -> None:
         """Give the two lines to go on with."""
         device = self._world.devices[-1]
-        digits = read_digits(self._world.samples / "heldout.csv.gz")
         body = self._world.home / "digit.json"
-        body.write_text(json.dumps(question(digits[0])))
+        body.write_text(json.dumps(question(self._digits[0])))
         url = f"{device.api}/v2/models/{MODEL}/infer"
         kept = self._world.plan.keep
         self._screen.head("Try it" if kept else "With --keep all of it stays, for you to try")
         self._screen.lines(
             [
-                f"curl -s {url} -d @{body}",
-                f"{_program()} --controller {self._world.client.base_url} model push yours.onnx",
+                f"curl -s {url} \\",
+                f"  -d @{body}",
+                f"{_program()} --controller {self._world.client.base_url} \\",
+                "  model push yours.onnx",
             ]
         )
+        if not self._world.plan.own_broker:
+            self._screen.say(
+                "On your broker stay the retained documents of "
+                f"{', '.join(device.id for device in self._world.devices)}."
+            )
 
     # ---- what the steps share
 
@@ -297,7 +294,7 @@ class Story:
             why = next((f"{d.id}: {d.detail}" for d in bad), view.because)
             raise FleetError(
                 f"{view.release}: expected the rollout to be {wanted}, it was {view.status}: {why}",
-                "fleet demo --keep, which keeps the logs of a run that failed",
+                KEEP_LOGS,
             )
         return view
 

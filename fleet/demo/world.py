@@ -18,7 +18,7 @@ import psutil
 import fleet
 from fleet.core.errors import FleetError
 from fleet.core.views import RolloutView
-from fleet.demo.processes import Child, end, stop
+from fleet.demo.processes import KEEP_LOGS, Child, end, stop
 from fleet.shell.client import ControllerClient, UnreachableError
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ CHUNK_BYTES = 2048
 """The models are small: in chunks of the usual 64 KiB there would be nothing to interrupt."""
 
 SLOW_LINE_BYTES_PER_S = 3072
+CONTROLLER_S = 30.0
 START_S = 60.0
 COMMAND_S = 60.0
 _POLL_S = 0.1
@@ -106,7 +107,8 @@ class World:
         tag = "" if plan.own_broker else f"-{secrets.token_hex(2)}"
         self.site = f"demo{tag}"
         self.devices = [self._device(number, tag) for number in range(1, plan.devices + 1)]
-        self._client: ControllerClient | None = None
+        self._listen = f"127.0.0.1:{_free_port()}"
+        self.client = ControllerClient(f"http://{self._listen}")
         self._controller: Child | None = None
         self._apps: list[Child] = []
 
@@ -134,7 +136,6 @@ class World:
         Raises:
             FleetError: it did not come up.
         """
-        port = _free_port()
         plan = self.plan
         password = plan.broker_password_file
         self._controller = Child(
@@ -142,25 +143,18 @@ class World:
             "fleet",
             "serve",
             *("--data", str(self.home / "controller")),
-            *("--listen", f"127.0.0.1:{port}"),
+            *("--listen", self._listen),
             *("--broker", plan.broker, "--broker-port", "0"),
             *("--chunk-bytes", str(CHUNK_BYTES)),
             *(("--broker-password-file", str(password)) if password else ()),
             log=self.home / "controller.log",
         )
-        self._client = ControllerClient(f"http://127.0.0.1:{port}")
-        self.until("the controller answers and has its broker", self._connected, START_S)
+        self.until("a controller connected to its broker", self._connected, CONTROLLER_S)
 
     def _connected(self) -> bool:
         with suppress(UnreachableError):
             return self.client.health().broker_connected
         return False
-
-    @property
-    def client(self) -> ControllerClient:
-        """The controller's HTTP API."""
-        assert self._client is not None, "start_controller comes first"
-        return self._client
 
     def start_devices(self) -> None:
         """Enrol every device with the controller and start its agent and its app."""
@@ -237,10 +231,7 @@ class World:
                 return answer
             self.check()
             time.sleep(poll_s)
-        raise FleetError(
-            f"expected within {deadline_s:.0f} s: {what}",
-            "fleet demo --keep, which keeps the logs of a run that failed",
-        )
+        raise FleetError(f"expected within {deadline_s:.0f} s: {what}", KEEP_LOGS)
 
     def check(self) -> None:
         """Let pass while all processes run.
