@@ -312,7 +312,7 @@ class Link:
                 self._check_device(ack.device)
                 return AckCame(ack.seq)
             case Kind.STATUS:
-                return self._own_status(decode(Status, body))
+                return self._own_status(decode(Status, body), retained=bool(message.retain))
         return None
 
     def _frame(self, topic: Topic, body: bytes) -> Event | None:
@@ -335,12 +335,15 @@ class Link:
             )
         return CommandCame(command)
 
-    def _own_status(self, status: Status) -> Event | None:
+    def _own_status(self, status: Status, *, retained: bool) -> Event | None:
         self._check_device(status.device)
-        if status.nonce != self._nonce:
-            return TwinSeen(status.nonce, status.since) if status.online else None
-        if not status.online and self._granted and not self._leaving:
-            # The last will of a connection we already gave up, come after our return.
+        if status.online:
+            # What is retained may be our own from before a power cut, never contradicted. Another
+            # agent that lives answers our status with its own.
+            twin = status.nonce != self._nonce and not retained
+            return TwinSeen(status.nonce, status.since) if twin else None
+        if not retained and self._granted and not self._leaving:
+            # The last will of a connection that was given up, by us or in our life before.
             self.publish_online()
         return None
 

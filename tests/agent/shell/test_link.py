@@ -327,8 +327,20 @@ def test_two_agents_with_one_id_see_each_other_and_one_can_yield_silently(
         new_ear.next(Connected)
 
 
-def test_a_late_last_will_of_ours_is_contradicted(broker: Broker) -> None:
-    will = encode(Status(device=DEVICE, online=False, nonce="n1", since=1000))
+def test_what_an_earlier_life_left_retained_is_no_other_agent(broker: Broker) -> None:
+    before = encode(Status(device=DEVICE, online=True, nonce="before", since=500))
+    with peer_of(broker) as peer:
+        peer.publish(Topic(Kind.STATUS, DEVICE), before)
+
+        with linked(broker.url, resubscribe_s=(0.2, 0.3)) as (_, ear):
+            ear.next(Connected)
+
+            assert ear.all_within(1.0) == []
+
+
+@pytest.mark.parametrize("nonce", ["n1", "before"])
+def test_a_late_last_will_of_ours_is_contradicted(broker: Broker, nonce: str) -> None:
+    will = encode(Status(device=DEVICE, online=False, nonce=nonce, since=1000))
     with peer_of(broker) as peer, linked(broker.url) as (_, ear):
         ear.next(Connected)
 
