@@ -26,6 +26,13 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
 
 
 @pytest.fixture
+def mosquitto_fleet(tmp_path: Path) -> Iterator[Fleet]:
+    """A fleet on a broker of its own that lets everybody in."""
+    with Fleet(tmp_path, start_mosquitto(tmp_path)) as fleet:
+        yield fleet
+
+
+@pytest.fixture
 def default_fleet(tmp_path: Path) -> Iterator[Fleet]:
     """A fleet as `fleet serve` makes it without options."""
     with Fleet(tmp_path, "nats") as fleet:

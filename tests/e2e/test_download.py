@@ -41,7 +41,8 @@ def test_a_killed_agent_goes_on_with_its_download(fleet: Fleet, tmp_path: Path) 
     fleet.wait_until_serving(agent, release)
 
 
-def test_a_model_that_does_not_fit_is_not_fetched(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_model_that_does_not_fit_is_not_fetched(mosquitto_fleet: Fleet, tmp_path: Path) -> None:
+    fleet = mosquitto_fleet
     with small_disk(tmp_path / "disk") as disk:
         agent, big = serving_digits(fleet, disk, tmp_path)
         disk.leave(8 * MEBIBYTE)
@@ -57,7 +58,10 @@ def test_a_model_that_does_not_fit_is_not_fetched(fleet: Fleet, tmp_path: Path) 
         agent.kill()
 
 
-def test_a_disk_that_fills_up_midway_costs_the_download_alone(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_midway_costs_the_download_alone(
+    mosquitto_fleet: Fleet, tmp_path: Path
+) -> None:
+    fleet = mosquitto_fleet
     with small_disk(tmp_path / "disk") as disk:
         agent, big = serving_digits(fleet, disk, tmp_path)
 
