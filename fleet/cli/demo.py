@@ -23,7 +23,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave everything running until Ctrl-C.")
-@click.option("--devices", type=click.IntRange(1, 20), default=5, show_default=True)
+@click.option("--devices", type=click.IntRange(2, 20), default=5, show_default=True)
 @click.option(
     "--broker",
     default="nats",

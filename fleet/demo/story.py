@@ -89,19 +89,26 @@ class Story:
             "they really were. Every picture is moved and noised in a way of its own (seed "
             f"{world.plan.seed}): none is shown twice, so none counts twice as evidence."
         )
-        world.until("all devices are online", self._all_online, START_S, _POLL_S)
+        world.until("all devices are online", self.all_online, START_S, _POLL_S)
         screen.lines([f"  {_runs_on(device)}" for device in self._devices()])
 
-    def _all_online(self) -> bool:
+    def all_online(self) -> bool:
+        """Return whether every device is there and has said what it can run.
+
+        Raises:
+            FleetError: a device can run nothing.
+        """
         devices = self._devices()
         for device in devices:
-            if device.online and not device.capabilities.runtimes:
+            if device.agent and not device.capabilities.runtimes:
                 why = ", ".join(f"{k}: {v}" for k, v in device.capabilities.unusable.items())
                 raise FleetError(
                     f"{device.id}: expected a runtime that works, got none ({why})",
                     "pip install 'farflung[demo]'",
                 )
-        return len(devices) == len(self._world.devices) and all(d.online for d in devices)
+        # The presence of a device may be known before its first report.
+        there = [device for device in devices if device.online and device.agent]
+        return len(there) == len(self._world.devices)
 
     # ---- one device alone
 

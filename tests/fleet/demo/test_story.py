@@ -7,7 +7,7 @@ import pytest
 
 from fleet.cli.session import Session
 from fleet.core.errors import FleetError
-from fleet.core.views import RolloutDeviceView
+from fleet.core.views import DeviceView, RolloutDeviceView
 from fleet.demo import story as story_module
 from fleet.demo import world as world_module
 from fleet.demo.misread import latest_loss
@@ -18,7 +18,7 @@ from fleet.shell.api import build_app, serve
 from fleet.shell.client import ControllerClient
 from tests.fleet.memory import MemoryController
 from tests.fleet.samples import sample_device
-from wire.twin import Phase
+from wire.twin import Capabilities, Phase
 
 IDS = ("cam-1", "cam-2", "cam-3")
 
@@ -87,6 +87,21 @@ def test_a_download_that_is_over_cannot_be_killed_and_says_so(
 
     with pytest.raises(FleetError, match="cam-1: expected to kill it while it fetched"):
         story._halfway(view)
+
+
+def test_a_device_on_which_nothing_runs_ends_the_demo_and_one_that_has_not_reported_does_not(
+    story: Story, controller: MemoryController
+) -> None:
+    silent = DeviceView(id="cam-2", online=True, last_seen=0.0)
+    barren = controller.known_devices["cam-3"].model_copy(
+        update={"capabilities": Capabilities(unusable={"onnxruntime": "killed by SIGILL"})}
+    )
+
+    controller.known_devices["cam-2"] = silent
+    assert not story.all_online()
+    controller.known_devices["cam-3"] = barren
+    with pytest.raises(FleetError, match=r"cam-3: expected a runtime .* \(onnxruntime: killed by"):
+        story.all_online()
 
 
 def test_a_device_without_an_account_is_named() -> None:
