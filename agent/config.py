@@ -166,6 +166,8 @@ class TransferConfig(_Table):
     """How artifacts are fetched."""
 
     window_chunks: Annotated[int, Field(ge=1, le=MAX_WINDOW_CHUNKS)] = 32
+    max_chunk_bytes: Annotated[int, Field(ge=1024, le=MEBIBYTE)] = 256 * 1024
+    """For a broker that carries only short messages: 8 bytes less than what it lets through."""
     bytes_per_s: Annotated[int, Field(ge=0)] = 0
     """What a slow or paid line may carry of them; 0: no cap."""
     reserve_mb: Annotated[int, Field(ge=0)] = 16

@@ -89,13 +89,13 @@ class Daemon:
         """Work until a signal; return the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        able = capabilities(self._config.engine.runtimes)
+        able = capabilities(self._config.engine.runtimes).model_copy(
+            update={"max_chunk_bytes": self._config.transfer.max_chunk_bytes}
+        )
         for name, why in able.unusable.items():
             log.warning("runtime %s cannot be used: %s", name, why)
         journal, blobs = self._slots.load_journal(), self._slots.blobs()
-        self._take(
-            ev.Booted(journal, able, blobs, self._outbox.last_seq(), self._outbox.acked)
-        )
+        self._take(ev.Booted(journal, able, blobs, self._outbox.last_seq(), self._outbox.acked))
         self._link.start()
         try:
             while not self._over():
@@ -176,10 +176,10 @@ class Daemon:
                 self._sample()
             case do.Yield(seconds):
                 self._link.yield_for(seconds)
-            case do.Listen(transfer):
-                self._link.listen(transfer)
-            case do.Unlisten(transfer):
-                self._link.unlisten(transfer)
+            case do.Listen(index):
+                self._link.listen(index)
+            case do.Unlisten(index):
+                self._link.unlisten(index)
             case do.Ready():
                 self._notifier.ready()
                 log.info("%s is up, farflung %s", self._config.device, VERSION)

@@ -132,7 +132,8 @@ class Controller:
         self._courier = Courier()
         self._documents: dict[str, bytes] = {}
         """Device -> its latest sealed Desired."""
-        self._transfers: dict[str, Offer] = {}
+        self._offers: dict[str, Offer] = {}
+        """By index digest, as devices ask for them."""
         self._ledgers: dict[str, Ledger] = {}
         self._gaps: set[str] = set()
         """Devices of which a telemetry item is missing."""
@@ -202,7 +203,7 @@ class Controller:
             self._check_file(manifest, file)
         self._blobs.keep(manifest.digest, encode(manifest))
         # Compressing takes a while: here, on the caller's thread, the loop does not wait for it.
-        offers = tuple(self._blobs.offer(each) for each in (manifest.digest, *files))
+        offers = tuple(self._blobs.offers(each) for each in (manifest.digest, *files))
         return self._ask(lambda: self._add_release(manifest, offers))
 
     def releases(self, model: str | None) -> list[ReleaseView]:
@@ -511,15 +512,15 @@ class Controller:
             for device in self._courier.due(now, limit=64):
                 self._link.publish(Topic(Kind.DESIRED, device), self._documents[device])
         if self._link.has_room():
-            for transfer, part, number in self._sender.due(now):
+            for index, part, number in self._sender.due(now):
                 try:
-                    payload = self._blobs.read_chunk(self._transfers[transfer], part, number)
+                    payload = self._blobs.read_chunk(self._offers[index], part, number)
                 except OSError as error:
-                    log.error("chunk %d of %s: %s", number, transfer, error)
+                    log.error("chunk %d of %s: %s", number, index, error)
                     continue
                 frame = ChunkFrame(part, number, payload)
                 kind = Kind.INDEX if part == "index" else Kind.DATA
-                self._link.publish(Topic(kind, transfer), frame.encode())
+                self._link.publish(Topic(kind, index), frame.encode())
 
     def _acknowledge(self, devices: Iterable[str]) -> None:
         for device in devices:
@@ -622,19 +623,19 @@ class Controller:
         for row in self._store.desired():
             self._issue(row, time.time())
 
-    def _offers_of(self, release: Release) -> tuple[Offer, ...]:
+    def _offers_of(self, release: Release) -> tuple[tuple[Offer, ...], ...]:
         files = dict.fromkeys(file.digest for file in release.manifest.all_files())
         try:
-            return tuple(self._blobs.offer(each) for each in (release.digest, *files))
+            return tuple(self._blobs.offers(each) for each in (release.digest, *files))
         except OSError as error:
             raise FleetError(
                 f"{release.manifest.ref}: a file of this release is gone: {error}",
                 "restore the whole data directory from one backup",
             ) from error
 
-    def _keep_release(self, release: Release, offers: tuple[Offer, ...]) -> None:
+    def _keep_release(self, release: Release, offers: tuple[tuple[Offer, ...], ...]) -> None:
         self._books.keep_release(release, offers)
-        self._transfers.update({offer.transfer: offer for offer in offers})
+        self._offers.update({offer.index: offer for ways in offers for offer in ways})
 
     # ---- answers to the API, on the loop
 
@@ -662,7 +663,7 @@ class Controller:
             )
 
     def _add_release(
-        self, manifest: Manifest, offers: tuple[Offer, ...]
+        self, manifest: Manifest, offers: tuple[tuple[Offer, ...], ...]
     ) -> tuple[ReleaseView, bool]:
         new = self._books.same_release(manifest) is None
         if new:

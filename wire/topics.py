@@ -55,7 +55,7 @@ RULES: dict[Kind, Rule] = {
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A parsed topic. `owner` is the device id, or the transfer's digest under `a/`."""
+    """A parsed topic. `owner` is the device id, or the index's digest under `a/`."""
 
     kind: Kind
     owner: str
@@ -126,9 +126,9 @@ def device_filters(device: str, root: str = ROOT) -> list[str]:
     return [f"{base}/desired", f"{base}/ack", f"{base}/cmd/+/+", f"{base}/status"]
 
 
-def artifact_filter(transfer: str, root: str = ROOT) -> str:
-    """Return the filter for the index and the data of one transfer."""
-    return f"{root}/a/{digest_hex(transfer)}/+"
+def artifact_filter(index: str, root: str = ROOT) -> str:
+    """Return the filter for all frames of the transfer with this index."""
+    return f"{root}/a/{digest_hex(index)}/+"
 
 
 def controller_filters(root: str = ROOT) -> list[str]:

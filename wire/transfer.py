@@ -86,22 +86,21 @@ class FetchRequest(Document):
     `bitmap` is base64 over bytes whose bit i (least significant first) is frame `first` + i.
     """
 
-    transfer: Digest
+    index: Digest
+    """The offer's index digest: the name under which its frames travel."""
     part: FramePart
     first: Annotated[int, Field(ge=0, lt=MAX_CHUNKS)]
     bitmap: Annotated[str, Field(max_length=4 * (MAX_WINDOW_CHUNKS // 8 // 3 + 2))]
 
     @classmethod
-    def of(cls, transfer: str, part: FramePart, numbers: Iterable[int]) -> "FetchRequest":
+    def of(cls, index: str, part: FramePart, numbers: Iterable[int]) -> "FetchRequest":
         """Ask for `numbers`, of which the highest is less than a window above the lowest."""
         wanted = sorted(numbers)
         first = wanted[0]
         bits = bytearray((wanted[-1] - first) // 8 + 1)
         for number in wanted:
             bits[(number - first) // 8] |= 1 << ((number - first) % 8)
-        return cls(
-            transfer=transfer, part=part, first=first, bitmap=base64.b64encode(bits).decode()
-        )
+        return cls(index=index, part=part, first=first, bitmap=base64.b64encode(bits).decode())
 
     def numbers(self) -> list[int]:
         """Return the frames asked for, ascending.
@@ -128,7 +127,8 @@ class ChunkFrame:
     """One binary message: 8 bytes of header, then a chunk of the index or of the transfer.
 
     Header, big-endian: "Ff", version u8 = 1, part u8 (1 index, 2 data), number u32.
-    The topic names the transfer.
+    The topic names the index: bytes and chunk size alike, so that transfers cut otherwise, for
+    a broker or a device with another limit, never mix.
     """
 
     part: FramePart

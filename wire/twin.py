@@ -16,7 +16,7 @@ from wire.ids import (
     UnixTime,
     Version,
 )
-from wire.transfer import Offer
+from wire.transfer import CHUNK_BYTES, Offer
 
 Revision = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -166,6 +166,8 @@ class Capabilities(Part):
     """Runtime name -> version."""
     unusable: dict[str, str] = {}
     """Runtime name -> why it is installed and does not work."""
+    max_chunk_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = CHUNK_BYTES
+    """Of the largest chunk it takes; its broker may carry no longer messages."""
     memory_bytes: Count = 0
     cpus: Count = 0
 

@@ -86,16 +86,16 @@ class OpenTransfer:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Subscribe to the artifact topics of a transfer."""
+    """Subscribe to the frames of the transfer whose index has this digest."""
 
-    transfer: str
+    index: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unlisten:
-    """Unsubscribe from the artifact topics of a transfer."""
+    """Unsubscribe from them."""
 
-    transfer: str
+    index: str
 
 
 @dataclass(frozen=True, slots=True)

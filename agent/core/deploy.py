@@ -213,13 +213,13 @@ def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: 
         settings = state.settings
         seed = f"{settings.device}/{settings.boot}/{digest}"
         state.download = Download(offer, settings.window_chunks, seed, settings.rate_bytes_s)
-        turn.do(OpenTransfer(offer), Listen(offer.transfer))
+        turn.do(OpenTransfer(offer), Listen(offer.index))
         return
     if not download.opened:
         return
     if download.complete:
         state.finishing = download.offer.file
-        turn.do(Unlisten(download.offer.transfer), FinishTransfer(download.offer))
+        turn.do(Unlisten(download.offer.index), FinishTransfer(download.offer))
         return
     if not state.online:
         return  # patience: no deadline runs while there is nobody to ask
@@ -245,16 +245,17 @@ def on_opened(turn: Turn, transfer: str, index: bytes, present: frozenset[int]) 
         )
 
 
-def on_frame(turn: Turn, transfer: str, frame: ChunkFrame) -> None:
+def on_frame(turn: Turn, index: str, frame: ChunkFrame) -> None:
     """Give a frame to the download it is for."""
     state = turn.state
     download = state.download
-    if download is None or download.offer.transfer != transfer:
+    if download is None or download.offer.index != index:
         return
+    transfer = download.offer.transfer
     for event in download.receive(frame, turn.now.mono):
         match event:
-            case IndexVerified(index):
-                turn.do(WriteIndex(transfer, index))
+            case IndexVerified(hashes):
+                turn.do(WriteIndex(transfer, hashes))
             case ChunkVerified(offset, payload):
                 state.transfer_bytes += len(payload)
                 state.progress_wanted = True
@@ -480,7 +481,7 @@ def drop_download(turn: Turn) -> None:
     """Stop the transfer under way; what is on disk stays for as long as it may be wanted."""
     download = turn.state.download
     if download is not None:
-        turn.do(Unlisten(download.offer.transfer), CloseTransfer(download.offer.transfer))
+        turn.do(Unlisten(download.offer.index), CloseTransfer(download.offer.transfer))
         turn.state.download = None
         turn.state.finishing = ""
 

@@ -197,7 +197,7 @@ class Download:
         numbers = sorted(numbers)
         while numbers:
             span = [n for n in numbers if n - numbers[0] < MAX_WINDOW_CHUNKS]
-            requests.append(FetchRequest.of(self.offer.transfer, self.part, span))
+            requests.append(FetchRequest.of(self.offer.index, self.part, span))
             numbers = numbers[len(span) :]
         for request in requests:
             for number in request.numbers():

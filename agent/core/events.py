@@ -49,9 +49,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class FrameCame:
-    """A chunk of a transfer, unverified."""
+    """A chunk, unverified, of the transfer whose index has this digest."""
 
-    transfer: str
+    index: str
     frame: ChunkFrame
 
 

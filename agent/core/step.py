@@ -80,8 +80,8 @@ def _route(turn: Turn, event: Event) -> None:
             _desired(turn, desired)
         case Refused(text):
             telemetry.refuse(turn, text)
-        case FrameCame(transfer, frame):
-            deploy.on_frame(turn, transfer, frame)
+        case FrameCame(index, frame):
+            deploy.on_frame(turn, index, frame)
         case AckCame(sequence):
             telemetry.on_ack(turn, sequence)
         case CommandCame(command):
@@ -178,8 +178,8 @@ def _desired(turn: Turn, desired: Desired) -> None:
         return
     turn.record(desired=desired)
     download = turn.state.download
-    offered = {offer.transfer for release in desired.releases for offer in release.offers}
-    if download is not None and download.offer.transfer not in offered:
+    offered = {offer.index for release in desired.releases for offer in release.offers}
+    if download is not None and download.offer.index not in offered:
         deploy.drop_download(turn)
 
 

@@ -75,7 +75,7 @@ class Link:
         self._resubscribe_s = resubscribe_s
         self._random = random.Random()  # noqa: S311 - spreads load, hides nothing
         self._lock = threading.Lock()
-        self._transfers: set[str] = set()
+        self._indexes: set[str] = set()
         self._client: mqtt.Client | None = None
         self._subscribing = False
         self._granted = False
@@ -124,19 +124,19 @@ class Link:
         """Publish our retained status. False: not connected."""
         return self.publish(Topic(Kind.STATUS, self._device), self._status(online=True))
 
-    def listen(self, transfer: str) -> None:
-        """Receive the frames of a transfer, also after reconnecting, until `unlisten`."""
+    def listen(self, index: str) -> None:
+        """Receive the frames of this index, also after reconnecting, until `unlisten`."""
         with self._lock:
-            self._transfers.add(transfer)
+            self._indexes.add(index)
             if self._client is not None and self._subscribing:
-                self._client.subscribe(topics.artifact_filter(transfer, self._broker.root), 0)
+                self._client.subscribe(topics.artifact_filter(index, self._broker.root), 0)
 
-    def unlisten(self, transfer: str) -> None:
-        """Receive no more frames of a transfer."""
+    def unlisten(self, index: str) -> None:
+        """Receive them no more."""
         with self._lock:
-            self._transfers.discard(transfer)
+            self._indexes.discard(index)
             if self._client is not None and self._subscribing:
-                self._client.unsubscribe(topics.artifact_filter(transfer, self._broker.root))
+                self._client.unsubscribe(topics.artifact_filter(index, self._broker.root))
 
     def yield_for(self, seconds: float) -> None:
         """Leave the broker silently and return later: our id belongs to another agent.
@@ -238,7 +238,7 @@ class Link:
         root = self._broker.root
         with self._lock:
             filters = topics.device_filters(self._device, root)
-            filters += [topics.artifact_filter(each, root) for each in sorted(self._transfers)]
+            filters += [topics.artifact_filter(each, root) for each in sorted(self._indexes)]
             _, mid = client.subscribe([(text, 0) for text in filters])
             self._subscribing = True
         return mid
@@ -317,7 +317,7 @@ class Link:
 
     def _frame(self, topic: Topic, body: bytes) -> Event | None:
         with self._lock:
-            wanted = topic.owner in self._transfers
+            wanted = topic.owner in self._indexes
         if not wanted:
             return None
         frame = ChunkFrame.decode(body)

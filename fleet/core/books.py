@@ -12,7 +12,7 @@ from fleet.core.views import DeviceView, Refusal, ReleaseView, RolloutRequest, R
 from wire.ids import ReleaseRef
 from wire.manifest import Manifest
 from wire.telemetry import Health, ScoreWindow
-from wire.transfer import Offer
+from wire.transfer import CHUNK_BYTES, Offer
 from wire.twin import Desired, DesiredRelease
 
 MAX_FILES = 39
@@ -39,8 +39,8 @@ class Books:
         self.census = Census()
         self.releases: dict[str, Release] = {}
         """By digest."""
-        self.offers: dict[str, tuple[Offer, ...]] = {}
-        """Of a release's digest: its manifest first, then its files."""
+        self.offers: dict[str, tuple[tuple[Offer, ...], ...]] = {}
+        """Of a release's digest: the ways in which its manifest, then each file, can travel."""
         self.assignments: dict[str, dict[str, Assignment]] = {}
         """Device -> model -> what it should run."""
         self.revisions: dict[str, int] = {}
@@ -52,7 +52,7 @@ class Books:
 
     # ---- releases
 
-    def keep_release(self, release: Release, offers: tuple[Offer, ...]) -> None:
+    def keep_release(self, release: Release, offers: tuple[tuple[Offer, ...], ...]) -> None:
         """Take a release into the books."""
         self.releases[release.digest] = release
         self.offers[release.digest] = offers
@@ -156,16 +156,29 @@ class Books:
                     rollout=each.rollout,
                     purpose=each.purpose,
                     manifest=each.manifest,
-                    offers=self.offers[each.manifest],
+                    offers=self._fitting(device, each.manifest),
                     probation=each.probation,
                 )
                 for each in assignments.values()
             ),
         )
 
+    def _fitting(self, device: str, release: str) -> tuple[Offer, ...]:
+        """Return each file in the largest chunks that the device can take."""
+        reported = self.census.get(device).reported
+        limit = reported.capabilities.max_chunk_bytes if reported else CHUNK_BYTES
+        return tuple(
+            next((offer for offer in ways if offer.chunk_bytes <= limit), ways[-1])
+            for ways in self.offers[release]
+        )
+
     def offered(self, device: str) -> list[Offer]:
-        """Return all that a device may fetch."""
-        return [o for each in self.orders(device).values() for o in self.offers[each.manifest]]
+        """Return all that a device may fetch, in chunks of any size.
+
+        It may come back with another limit than the one its document was made for.
+        """
+        releases = (each.manifest for each in self.orders(device).values())
+        return [offer for digest in releases for ways in self.offers[digest] for offer in ways]
 
     # ---- rollouts
 

@@ -30,7 +30,7 @@ _SLOT_S = 10.0
 _SLOTS = 6
 
 Chunk = tuple[str, FramePart, int]
-"""Transfer digest, part, number."""
+"""Index digest, part, number."""
 
 
 class Sender:
@@ -50,16 +50,16 @@ class Sender:
     def allow(self, device: str, offers: Iterable[Offer]) -> None:
         """Let `device` ask for these transfers, which its current Desired offers, and no other."""
         before = self._allowed.get(device, {})
-        self._allowed[device] = {offer.transfer: offer for offer in offers}
-        for transfer in before.keys() - self._allowed[device].keys():
-            self._budgets.pop((device, transfer), None)
+        self._allowed[device] = {offer.index: offer for offer in offers}
+        for index in before.keys() - self._allowed[device].keys():
+            self._budgets.pop((device, index), None)
 
     def request(self, device: str, request: FetchRequest, now: float) -> str | None:
         """Queue what a device asks for; return why some of it is refused, or None."""
-        offer = self._allowed.get(device, {}).get(request.transfer)
+        offer = self._allowed.get(device, {}).get(request.index)
         if offer is None:
             self.refused += 1
-            return f"{request.transfer[:19]}... is not in what {device} should run"
+            return f"{request.index[:19]}... is no index of what {device} should run"
         try:
             numbers = request.numbers()
         except DecodeError as error:
@@ -71,7 +71,7 @@ class Sender:
             return f"expected at most {MAX_WINDOW_CHUNKS} of {end} chunks, got up to {numbers[-1]}"
         self._forget(now)
         for number in numbers:
-            reason = self._want(device, offer, (request.transfer, request.part, number), now)
+            reason = self._want(device, offer, (request.index, request.part, number), now)
             if reason is not None:
                 self.refused += 1
                 return reason
@@ -83,10 +83,10 @@ class Sender:
             self._enqueue(heapq.heappop(self._later)[1])
         chunks: list[Chunk] = []
         while self._queues and len(chunks) < BURST:
-            transfer, queue = self._queues.popitem(last=False)
+            index, queue = self._queues.popitem(last=False)
             chunk = queue.popleft()
             if queue:
-                self._queues[transfer] = queue
+                self._queues[index] = queue
             self._waiting.discard(chunk)
             self._published.pop(chunk, None)
             self._published[chunk] = now
@@ -104,9 +104,9 @@ class Sender:
             return None
         if chunk not in self._waiting and len(self._waiting) >= MAX_QUEUED:
             return f"{MAX_QUEUED} chunks wait already"
-        budget = self._budgets.setdefault((device, offer.transfer), _Budget(offer))
+        budget = self._budgets.setdefault((device, offer.index), _Budget(offer))
         if not budget.spend(offer.chunk_length(chunk[1], chunk[2]), now):
-            return f"{device} had {offer.transfer[:19]}... twice within a minute"
+            return f"{device} had {offer.index[:19]}... twice within a minute"
         self._asked.pop((device, chunk), None)
         self._asked[device, chunk] = now
         if chunk not in self._waiting:

@@ -1,9 +1,9 @@
 """Files by digest on the controller's disk, and the form in which they travel.
 
-blobs/{hex}                the file
-transfers/{hex}.zst        its compressed form, where that pays
-transfers/{hex}.index      the hashes of the chunks of what travels
-transfers/{hex}.json       the Offer; written last, so that it vouches for the other two
+blobs/{hex}                  the file
+transfers/{hex}.zst          its compressed form, where that pays
+transfers/{hex}.{n}.index    the hashes of the chunks of what travels, cut into n bytes
+transfers/{hex}.json         the Offers; written last, so that it vouches for the others
 """
 
 import hashlib
@@ -16,17 +16,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 import zstandard
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fleet.core.views import Refusal
-from wire.ids import digest_hex
-from wire.transfer import CHUNK_BYTES, FramePart, Offer, chunk_hash
+from wire.ids import digest_hex, digest_of
+from wire.transfer import CHUNK_BYTES, MAX_CHUNKS, FramePart, Offer, chunk_hash
 
 ZSTD_LEVEL = 10
 WORTH_IT = 0.97
 """A compressed form longer than this share of the file costs devices more than it saves."""
 
 OPEN_FILES = 16
+SMALLER_CHUNKS = (16 * 1024, 4 * 1024)
+"""For devices that cannot take the usual ones, such as those behind a broker of small messages."""
+
+_OFFERS = TypeAdapter(tuple[Offer, ...])
 
 
 class Blobs:
@@ -35,16 +39,17 @@ class Blobs:
     def __init__(self, directory: Path, chunk_bytes: int = CHUNK_BYTES) -> None:
         """Open or create the store, and delete what a crash left half written.
 
-        Files taken in from now on travel in chunks of `chunk_bytes`; earlier offers stand.
+        Files taken in from now on travel in chunks of `chunk_bytes`, or of SMALLER_CHUNKS;
+        earlier offers stand.
         """
-        self._chunk_bytes = chunk_bytes
+        self._sizes = (chunk_bytes, *(size for size in SMALLER_CHUNKS if size < chunk_bytes))
         self._blobs = directory / "blobs"
         self._transfers = directory / "transfers"
         for each in (self._blobs, self._transfers):
             each.mkdir(parents=True, exist_ok=True)
             for partial in each.glob("tmp*"):
                 partial.unlink(missing_ok=True)
-        self._offers: dict[str, Offer] = {}
+        self._offers: dict[str, tuple[Offer, ...]] = {}
         self._building = threading.Lock()
         self._reading = threading.Lock()
         self._open: OrderedDict[Path, BinaryIO] = OrderedDict()
@@ -85,15 +90,17 @@ class Blobs:
         writer.write(data)
         writer.finish()
 
-    def offer(self, digest: str) -> Offer:
-        """Return how a kept file travels; the first time this compresses it, which takes a while.
+    def offers(self, digest: str) -> tuple[Offer, ...]:
+        """Return the ways in which a kept file travels, the one in the largest chunks first.
+
+        The first time this compresses the file, which takes a while.
 
         Raises:
             OSError: the file is not kept, or the disk refuses.
         """
         with self._building:
             if digest not in self._offers:
-                self._offers[digest] = self._read_offer(digest) or self._build(digest)
+                self._offers[digest] = self._read_offers(digest) or self._build(digest)
             return self._offers[digest]
 
     def read_chunk(self, offer: Offer, part: FramePart, number: int) -> bytes:
@@ -103,7 +110,7 @@ class Blobs:
             OSError: the file is gone, or shorter than it was.
         """
         if part == "index":
-            path = self._beside(offer.file, "index")
+            path = self._beside(offer.file, f"{offer.chunk_bytes}.index")
         elif offer.encoding == "zstd":
             path = self._beside(offer.file, "zst")
         else:
@@ -131,13 +138,13 @@ class Blobs:
     def _beside(self, digest: str, suffix: str) -> Path:
         return self._transfers / f"{digest_hex(digest)}.{suffix}"
 
-    def _read_offer(self, digest: str) -> Offer | None:
+    def _read_offers(self, digest: str) -> tuple[Offer, ...]:
         try:
-            return Offer.model_validate_json(self._beside(digest, "json").read_bytes())
+            return _OFFERS.validate_json(self._beside(digest, "json").read_bytes())
         except (FileNotFoundError, ValidationError):
-            return None
+            return ()
 
-    def _build(self, digest: str) -> Offer:
+    def _build(self, digest: str) -> tuple[Offer, ...]:
         source = self.path(digest)
         size = source.stat().st_size
         packed = self._beside(digest, "zst")
@@ -149,22 +156,32 @@ class Blobs:
                 _settle(file, packed)
             else:
                 Path(file.name).unlink()
-        transfer, length, index = _hash_chunks(packed if worth else source, self._chunk_bytes)
-        offer = Offer(
-            file=digest,
-            file_bytes=size,
-            encoding="zstd" if worth else "identity",
-            transfer=transfer,
-            transfer_bytes=length,
-            index="sha256:" + hashlib.sha256(index).hexdigest(),
-            chunk_bytes=self._chunk_bytes,
+        travels = packed if worth else source
+        length = travels.stat().st_size
+        sizes = [each for each in self._sizes if length <= MAX_CHUNKS * each]
+        transfer, indexes = _hash_chunks(travels, sizes or list(self._sizes[:1]))
+        offers = tuple(
+            Offer(
+                file=digest,
+                file_bytes=size,
+                encoding="zstd" if worth else "identity",
+                transfer=transfer,
+                transfer_bytes=length,
+                index=digest_of(index),
+                chunk_bytes=chunk_bytes,
+            )
+            for chunk_bytes, index in indexes.items()
         )
-        for suffix, data in (("index", index), ("json", offer.model_dump_json().encode())):
-            target = self._beside(digest, suffix)
-            with _new_file(target) as file:
-                file.write(data)
-                _settle(file, target)
-        return offer
+        for chunk_bytes, index in indexes.items():
+            self._keep_beside(digest, f"{chunk_bytes}.index", index)
+        self._keep_beside(digest, "json", _OFFERS.dump_json(offers))
+        return offers
+
+    def _keep_beside(self, digest: str, suffix: str, data: bytes) -> None:
+        target = self._beside(digest, suffix)
+        with _new_file(target) as file:
+            file.write(data)
+            _settle(file, target)
 
 
 class Writer:
@@ -227,14 +244,15 @@ def _settle(file: "tempfile._TemporaryFileWrapper[bytes]", target: Path) -> None
         os.close(directory)
 
 
-def _hash_chunks(path: Path, chunk_bytes: int) -> tuple[str, int, bytes]:
-    """Return digest and length of a file, and the hashes of its chunks one after the other."""
-    whole = hashlib.sha256()
-    hashes = []
-    length = 0
+def _hash_chunks(path: Path, sizes: list[int]) -> tuple[str, dict[int, bytes]]:
+    """Return the digest of a file and, for each size, the hashes of its chunks in a row."""
+    indexes = {}
+    for size in sizes:
+        hashes = bytearray()
+        with path.open("rb") as file:
+            while chunk := file.read(size):
+                hashes += chunk_hash(chunk)
+        indexes[size] = bytes(hashes)
     with path.open("rb") as file:
-        while chunk := file.read(chunk_bytes):
-            whole.update(chunk)
-            hashes.append(chunk_hash(chunk))
-            length += len(chunk)
-    return "sha256:" + whole.hexdigest(), length, b"".join(hashes)
+        whole = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"sha256:{whole}", indexes

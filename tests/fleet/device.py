@@ -21,7 +21,7 @@ from wire.ids import digest_of
 from wire.seal import Verifier
 from wire.telemetry import Ack, Health, ScoreWindow
 from wire.topics import RULES, Kind, Topic, artifact_filter, build, device_filters, parse
-from wire.transfer import ChunkFrame, FetchRequest, FramePart, Offer, chunk_hash
+from wire.transfer import CHUNK_BYTES, ChunkFrame, FetchRequest, FramePart, Offer, chunk_hash
 from wire.twin import (
     Capabilities,
     DeploymentReport,
@@ -64,10 +64,12 @@ class ScriptedDevice:
         script: Script = commits,
         labels: dict[str, str] | None = None,
         boot: str = "boot-1",
+        max_chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self.id = id
         self.script = script
         self.boot = boot
+        self.max_chunk_bytes = max_chunk_bytes
         self.labels = labels or {}
         self.acks: list[int] = []
         self.desired: list[Desired] = []
@@ -126,7 +128,9 @@ class ScriptedDevice:
                 boot=self.boot,
                 sequence=self.sequence,
                 labels=self.labels,
-                capabilities=Capabilities(architecture="x86_64"),
+                capabilities=Capabilities(
+                    architecture="x86_64", max_chunk_bytes=self.max_chunk_bytes
+                ),
                 serving=tuple(self.serving.values()),
                 deployments=tuple(self.deployments.values()),
             ),
@@ -230,7 +234,7 @@ class ScriptedDevice:
         self.report()
 
     def _fetch(self, offer: Offer) -> bytes:
-        self._listening = artifact_filter(offer.transfer)
+        self._listening = artifact_filter(offer.index)
         self._client.subscribe(self._listening, 0)
         index = self._fetch_part(offer, "index", None)
         assert digest_of(index) == offer.index
@@ -251,9 +255,7 @@ class ScriptedDevice:
         while missing and not self._stopping:
             if time.monotonic() - asked_at > 0.7:
                 first = min(missing)
-                self.ask(
-                    FetchRequest.of(offer.transfer, part, [n for n in missing if n < first + 64])
-                )
+                self.ask(FetchRequest.of(offer.index, part, [n for n in missing if n < first + 64]))
                 asked_at = time.monotonic()
             try:
                 message = self._inbox.get(timeout=0.2)
@@ -262,7 +264,7 @@ class ScriptedDevice:
             topic = parse(message.topic) if message else None
             if topic is None or (topic.kind is Kind.DESIRED and self._is_newer(message)):
                 raise _InterruptedError(message)
-            if topic.owner != offer.transfer:
+            if topic.owner != offer.index:
                 continue
             self.frames += 1
             frame = ChunkFrame.decode(message.payload)

@@ -26,7 +26,7 @@ from wire.ids import digest_of
 from wire.manifest import Manifest
 from wire.telemetry import Histogram, ScoreWindow
 from wire.topics import RULES, Kind, Topic, build
-from wire.transfer import FetchRequest
+from wire.transfer import CHUNK_BYTES, FetchRequest
 from wire.twin import Desired, Reported, Status
 
 T = TypeVar("T")
@@ -64,10 +64,19 @@ class World:
         self.controller = self._controller()
 
     def device(
-        self, id: str, script: Script = commits, labels: dict[str, str] | None = None
+        self,
+        id: str,
+        script: Script = commits,
+        labels: dict[str, str] | None = None,
+        max_chunk_bytes: int = CHUNK_BYTES,
     ) -> ScriptedDevice:
         device = ScriptedDevice(
-            self.broker.url, id, self.controller.public_key, script, labels
+            self.broker.url,
+            id,
+            self.controller.public_key,
+            script,
+            labels,
+            max_chunk_bytes=max_chunk_bytes,
         ).start()
         self._stack.callback(device.stop)
         wait_for(lambda: self.online(id), f"{id} online")
@@ -169,6 +178,23 @@ def test_a_release_reaches_every_device_wave_by_wave(
     view = world.controller.device("cam-0")
     assert view.desired_revision == view.reported_revision == 1
     assert view.serving[0].manifest == manifest.digest
+
+
+def test_a_device_behind_a_broker_of_short_messages_gets_the_same_file_in_smaller_chunks(
+    world: World,
+) -> None:
+    usual = world.device("cam-1")
+    narrow = world.device("cam-2", max_chunk_bytes=20_000)
+    manifest = world.push(1)
+
+    ended = world.ended(world.roll_out("digits@1").id)
+
+    assert ended.status is RolloutStatus.COMPLETED, ended.because
+    artifact = manifest.variants[0].artifact.digest
+    for device, chunk_bytes in ((usual, CHUNK_BYTES), (narrow, 16 * 1024)):
+        offers = device.desired[-1].releases[0].offers
+        assert {offer.chunk_bytes for offer in offers} == {chunk_bytes}
+        assert digest_of(device.files[artifact]) == artifact
 
 
 def test_a_release_that_too_many_devices_refuse_is_taken_back(world: World) -> None:
@@ -383,12 +409,12 @@ def test_chunks_are_served_only_for_what_a_device_should_run(world: World) -> No
     offer = next(o for o in device.desired[0].releases[0].offers if o.file == artifact)
     stranger = world.device("cam-2")
 
-    stranger._client.subscribe(f"farflung/a/{offer.transfer[7:]}/+", 0)
-    stranger.ask(FetchRequest.of(offer.transfer, "data", [0]))
-    device.ask(FetchRequest.of(offer.transfer, "data", [10_000]))
+    stranger._client.subscribe(f"farflung/a/{offer.index[7:]}/+", 0)
+    stranger.ask(FetchRequest.of(offer.index, "data", [0]))
+    device.ask(FetchRequest.of(offer.index, "data", [10_000]))
     time.sleep(0.7)
     refused = stranger.frames
-    device.ask(FetchRequest.of(offer.transfer, "data", [0]))
+    device.ask(FetchRequest.of(offer.index, "data", [0]))
 
     assert refused == 0
     wait_for(lambda: stranger.frames == 1, "one frame, for all who listen")

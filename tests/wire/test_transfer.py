@@ -74,7 +74,7 @@ def test_a_bitmap_counts_from_the_least_significant_bit():
 
 @given(st.text(max_size=16))
 def test_a_bitmap_from_a_stranger_asks_for_a_window_at_most(bitmap):
-    request = FetchRequest(transfer=TRANSFER, part="data", first=5, bitmap=bitmap)
+    request = FetchRequest(index=TRANSFER, part="data", first=5, bitmap=bitmap)
 
     try:
         numbers = request.numbers()
@@ -87,7 +87,7 @@ def test_a_bitmap_from_a_stranger_asks_for_a_window_at_most(bitmap):
 def test_a_bitmap_of_more_than_a_window_is_refused():
     with pytest.raises(DecodeError, match="bitmap"):
         FetchRequest(
-            transfer=TRANSFER, part="data", first=0, bitmap=base64.b64encode(b"\xff" * 9).decode()
+            index=TRANSFER, part="data", first=0, bitmap=base64.b64encode(b"\xff" * 9).decode()
         ).numbers()
     with pytest.raises(ValidationError):
         FetchRequest.of(TRANSFER, "data", [0, 1_000])

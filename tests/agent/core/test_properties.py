@@ -105,7 +105,7 @@ class AnyHistory(RuleBasedStateMachine):
                 event = network[place]
                 if isinstance(event, ev.FrameCame):
                     noise = ChunkFrame(event.frame.part, event.frame.number, data.draw(st.binary()))
-                    network[place] = ev.FrameCame(event.transfer, noise)
+                    network[place] = ev.FrameCame(event.index, noise)
             case "cut":
                 self.world.disconnect()
 

@@ -378,7 +378,7 @@ def test_a_poisoned_frame_is_dropped_counted_and_asked_for_again(world: World) -
             return event
         poisoned.append(event)
         payload = bytes([event.frame.payload[0] ^ 1]) + event.frame.payload[1:]
-        return ev.FrameCame(event.transfer, ChunkFrame("data", event.frame.number, payload))
+        return ev.FrameCame(event.index, ChunkFrame("data", event.frame.number, payload))
 
     world.tamper = flip
     world.want(world.add(make_release(1)), "r-1")

@@ -43,6 +43,11 @@ class Made:
     offers: tuple[Offer, ...]
     conduct: Conduct
 
+    @property
+    def by_index(self) -> dict[str, bytes]:
+        """The bodies by the digests of their indexes."""
+        return {offer.index: self.bodies[offer.file] for offer in self.offers}
+
 
 def make_release(version: int, conduct: Conduct = "good", model: str = "digits") -> Made:
     """Make a release of two files and its manifest."""
@@ -340,17 +345,17 @@ class World:
         if not self.connected:
             return
         for made in self.releases.values():
-            data = made.bodies.get(request.transfer)
+            data = made.by_index.get(request.index)
             if data is not None:
                 break
         else:
             return
         source = data if request.part == "data" else index_of(data)
         for number in request.numbers():
-            self.fetched.append((request.transfer, request.part, number))
+            self.fetched.append((request.index, request.part, number))
             payload = source[number * CHUNK : (number + 1) * CHUNK]
             frame = ChunkFrame(request.part, number, payload)
-            self.network.append(ev.FrameCame(request.transfer, frame))
+            self.network.append(ev.FrameCame(request.index, frame))
 
     def _start_engine(self, action: do.StartEngine) -> None:
         for spec in action.models:

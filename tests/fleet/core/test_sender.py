@@ -18,8 +18,8 @@ def sender_for(*devices: str) -> Sender:
     return sender
 
 
-def wants(*numbers: int, part: FramePart = "data", transfer: str = FILE.transfer) -> FetchRequest:
-    return FetchRequest.of(transfer, part, numbers)
+def wants(*numbers: int, part: FramePart = "data", index: str = FILE.index) -> FetchRequest:
+    return FetchRequest.of(index, part, numbers)
 
 
 def test_a_chunk_that_many_want_is_published_once() -> None:
@@ -28,7 +28,7 @@ def test_a_chunk_that_many_want_is_published_once() -> None:
     for device in "abc":
         assert sender.request(device, wants(0, 1), T0) is None
 
-    assert sender.due(T0) == [(FILE.transfer, "data", 0), (FILE.transfer, "data", 1)]
+    assert sender.due(T0) == [(FILE.index, "data", 0), (FILE.index, "data", 1)]
     assert sender.due(T0) == []
     assert sender.next_due() is None
 
@@ -42,7 +42,7 @@ def test_a_device_that_comes_after_the_publish_gets_the_chunk_a_little_later() -
 
     assert sender.due(T0 + 0.05) == []
     assert sender.next_due() == T0 + ECHO_S
-    assert sender.due(T0 + ECHO_S) == [(FILE.transfer, "data", 0)]
+    assert sender.due(T0 + ECHO_S) == [(FILE.index, "data", 0)]
 
 
 def test_a_device_that_asks_again_at_once_is_heard_half_a_second_later() -> None:
@@ -55,14 +55,17 @@ def test_a_device_that_asks_again_at_once_is_heard_half_a_second_later() -> None
     sender.request("a", wants(0), T0 + AGAIN_S)
 
     assert too_soon == []
-    assert sender.due(T0 + AGAIN_S) == [(FILE.transfer, "data", 0)]
+    assert sender.due(T0 + AGAIN_S) == [(FILE.index, "data", 0)]
 
 
 def test_what_a_device_should_not_run_is_refused() -> None:
     sender = sender_for("a")
     sender.allow("a", [OTHER])
 
-    assert sender.request("a", wants(0), T0) == "sha256:aaaaaaaaaaaa... is not in what a should run"
+    assert (
+        sender.request("a", wants(0), T0)
+        == "sha256:aaaaaaaaaaaa... is no index of what a should run"
+    )
     assert sender.request("stranger", wants(0), T0) is not None
     assert sender.due(T0) == []
     assert sender.refused == 2
@@ -79,11 +82,11 @@ def test_a_chunk_beyond_the_end_is_refused() -> None:
 def test_transfers_take_turns() -> None:
     sender = sender_for("a")
     sender.request("a", wants(*range(64)), T0)
-    sender.request("a", wants(0, 1, transfer=OTHER.transfer), T0)
+    sender.request("a", wants(0, 1, index=OTHER.index), T0)
 
     first = sender.due(T0)[:4]
 
-    assert [chunk[0] for chunk in first] == [FILE.transfer, OTHER.transfer] * 2
+    assert [chunk[0] for chunk in first] == [FILE.index, OTHER.index] * 2
 
 
 def test_a_call_returns_a_burst_at_most() -> None:

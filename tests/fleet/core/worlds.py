@@ -110,5 +110,5 @@ def offer_of(chunks: int = 10, digit: str = "a") -> Offer:
         file_bytes=size,
         transfer=digest,
         transfer_bytes=size,
-        index="sha256:" + "c" * 64,
+        index="sha256:" + digit * 63 + "0",
     )

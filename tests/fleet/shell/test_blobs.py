@@ -47,7 +47,7 @@ def test_a_file_travels_in_whatever_form_is_smaller(
 ) -> None:
     blobs = Blobs(tmp_path)
 
-    offer = blobs.offer(keep(blobs, data))
+    offer = blobs.offers(keep(blobs, data))[0]
 
     assert offer.encoding == encoding
     assert (offer.file, offer.file_bytes) == (digest_of(data), len(data))
@@ -57,14 +57,14 @@ def test_a_file_travels_in_whatever_form_is_smaller(
 def test_files_travel_in_chunks_of_the_size_asked_for_and_earlier_offers_stand(
     tmp_path: Path,
 ) -> None:
-    early = Blobs(tmp_path).offer(keep(Blobs(tmp_path), NOISE))
+    early = Blobs(tmp_path).offers(keep(Blobs(tmp_path), NOISE))[0]
 
     blobs = Blobs(tmp_path, chunk_bytes=2048)
-    late = blobs.offer(keep(blobs, TEXT))
+    late = blobs.offers(keep(blobs, TEXT))[0]
 
     assert (late.chunk_bytes, late.chunks) == (2048, -(-late.transfer_bytes // 2048))
     assert travelled(blobs, late) == TEXT
-    assert blobs.offer(early.file) == early
+    assert blobs.offers(early.file)[0] == early
     assert travelled(blobs, early) == NOISE
 
 
@@ -108,11 +108,11 @@ def test_what_a_crash_left_half_written_is_removed_at_the_next_start(tmp_path: P
 def test_the_compressed_form_is_built_once(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path)
     digest = keep(blobs, TEXT)
-    offer = blobs.offer(digest)
+    offer = blobs.offers(digest)[0]
     packed = tmp_path / "transfers" / f"{digest[7:]}.zst"
     before = packed.stat().st_ino
 
-    again = Blobs(tmp_path).offer(digest)
+    again = Blobs(tmp_path).offers(digest)[0]
 
     assert again == offer
     assert packed.stat().st_ino == before
@@ -121,7 +121,7 @@ def test_the_compressed_form_is_built_once(tmp_path: Path) -> None:
 def test_few_files_are_open_at_once(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path)
     files = [random.Random(n).randbytes(2000) for n in range(2 * OPEN_FILES)]
-    offers = [blobs.offer(keep(blobs, data)) for data in files]
+    offers = [blobs.offers(keep(blobs, data))[0] for data in files]
 
     for offer, data in zip(offers, files, strict=True):
         assert blobs.read_chunk(offer, "data", 0) == data
@@ -136,3 +136,15 @@ def test_what_is_no_digest_is_refused(tmp_path: Path) -> None:
     assert not blobs.has("../../etc/passwd")
     with pytest.raises(Refusal, match="expected sha256: and 64 hex digits"):
         blobs.open("../../etc/passwd")
+
+
+def test_a_file_also_travels_in_smaller_chunks_for_those_who_need_them(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    digest = keep(blobs, NOISE)
+
+    ways = blobs.offers(digest)
+
+    assert [offer.chunk_bytes for offer in ways] == [65536, 16384, 4096]
+    assert len({offer.index for offer in ways}) == 3
+    assert len({offer.transfer for offer in ways}) == 1
+    assert all(travelled(blobs, offer) == NOISE for offer in ways)
