@@ -1,5 +1,4 @@
 import errno
-import hashlib
 import os
 import queue
 import signal
@@ -24,13 +23,12 @@ from agent.core.state import Deployment, Installed, Journal
 from agent.errors import DeviceError
 from agent.shell import slots as slots_module
 from agent.shell.slots import Slots
+from tests.agent.shell.desk import CHUNK, Desk, index_of, noise, offer_of
 from wire.codec import encode
 from wire.ids import digest_hex, digest_of
 from wire.manifest import File, Manifest, TensorSpec, Variant
-from wire.transfer import Offer, chunk_hash
 from wire.twin import Desired, Phase, Reason
 
-CHUNK = 4096
 DIGEST = digest_of(b"release")
 JOURNAL = Journal(
     desired=Desired(device="pi-1", revision=4),
@@ -46,63 +44,11 @@ JOURNAL = Journal(
 OTHER = Journal(crashes={"digits": 3})
 
 
-class Desk:
-    """Slots with the events that came of them."""
-
-    def __init__(self, root: Path, reserve_bytes: int = 0) -> None:
-        self.events: queue.Queue[Event] = queue.Queue()
-        self.slots = Slots(root, reserve_bytes, self.events.put)
-
-    def next(self) -> Event:
-        return self.events.get(timeout=10)
-
-    def open(self, offer: Offer) -> TransferOpened:
-        self.slots.open_transfer(offer)
-        event = self.next()
-        assert isinstance(event, TransferOpened), event
-        return event
-
-    def fill(self, offer: Offer, data: bytes) -> None:
-        self.open(offer)
-        self.slots.write_index(offer.transfer, index_of(data))
-        for offset in range(0, len(data), CHUNK):
-            self.slots.write_chunk(offer.transfer, offset, data[offset : offset + CHUNK])
-
-    def store(self, data: bytes) -> str:
-        offer = offer_of(data)
-        self.fill(offer, data)
-        self.slots.finish(offer)
-        assert self.next() == BlobStored(offer.file)
-        return offer.file
-
-
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     desk = Desk(tmp_path / "data")
     yield desk
     desk.slots.close()
-
-
-def index_of(data: bytes) -> bytes:
-    return b"".join(chunk_hash(data[at : at + CHUNK]) for at in range(0, len(data), CHUNK))
-
-
-def offer_of(data: bytes, *, packed: bytes | None = None, size: int | None = None) -> Offer:
-    """Offer `data` as it is, or as `packed`; `size` is what the offer claims it unpacks to."""
-    travels = data if packed is None else packed
-    return Offer(
-        file=digest_of(data),
-        file_bytes=len(data) if size is None else size,
-        encoding="identity" if packed is None else "zstd",
-        transfer=digest_of(travels),
-        transfer_bytes=len(travels),
-        index=digest_of(index_of(travels)),
-        chunk_bytes=CHUNK,
-    )
-
-
-def noise(size: int, seed: int = 0) -> bytes:
-    return hashlib.shake_128(bytes([seed])).digest(size)
 
 
 # ---- journal
