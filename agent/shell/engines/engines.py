@@ -148,10 +148,16 @@ class Engines:
             child.send(message)
 
     def _private(self, run_dir: Path) -> Path:
-        if len(str(run_dir)) > LONGEST_RUN_DIR:
-            self._temporary = Path(tempfile.mkdtemp(prefix="farflung-"))
-            return self._temporary
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if len(str(run_dir)) > LONGEST_RUN_DIR:
+            # Noted where the next agent looks, since one that is killed cleans up nothing.
+            note = run_dir / "elsewhere"
+            if note.is_symlink():
+                shutil.rmtree(note.readlink(), ignore_errors=True)
+                note.unlink()
+            self._temporary = Path(tempfile.mkdtemp(prefix="farflung-"))
+            note.symlink_to(self._temporary)
+            return self._temporary
         for stale in run_dir.glob("shadow-*.sock"):
             stale.unlink()
         return run_dir
