@@ -195,6 +195,11 @@ class Fleet:
         engines = [engine for agent in self.agents if agent.running for engine in agent.engines()]
         for agent in self.agents:
             agent.kill()
+        if not self.controller.running and isinstance(self.broker, str):
+            # A killed one leaves its broker behind, and the next one ends it.
+            self.controller.kill()
+            self.controller.start()
+            self.wait_until_connected()
         self.client.__exit__(kind, error, trace)
         if self.controller.running:
             self.controller.stop()
