@@ -42,6 +42,7 @@ class Outbox:
         self._dropped = 0
         self._fd: int | None = None
         self._dirty = False
+        self._new_name = False
         self._troubled = False
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._segments = [_scan(path) for path in sorted(directory.glob("*.jsonl"))]
@@ -140,6 +141,7 @@ class Outbox:
         path = self._directory / f"{seq:020d}.jsonl"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o640)
+        self._new_name = True
         if self._segments and self._segments[-1].path == path:
             self._segments.pop()  # the disk took only a part of its first line
         self._segments.append(_Segment(path))
@@ -165,7 +167,16 @@ class Outbox:
     def _sync(self) -> None:
         if self._fd is not None and self._dirty:
             os.fsync(self._fd)
-            self._dirty = False
+            if self._new_name:  # or the segment is lost whole, and its numbers are given out again
+                self._sync_directory()
+            self._dirty = self._new_name = False
+
+    def _sync_directory(self) -> None:
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def _close(self) -> None:
         if self._fd is not None:

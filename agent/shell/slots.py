@@ -261,6 +261,7 @@ class Slots:
         path = self._path(transfer, "index")
         try:
             self._write_new(path.with_suffix(".new"), index).replace(path)
+            _sync_directory(self._partial)  # without its index, no chunk on disk counts
         except OSError as error:
             self._fail_by(transfer, error)
 

@@ -1,0 +1,301 @@
+"""The real code over a recording of its disk, cut at every operation, losing what was not synced.
+
+A disk may keep, lose, zero or tear what nobody synced, names and bytes apart from each other. It
+is asked after every such cut what a restarted agent makes of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from agent.core.events import BlobStored
+from agent.core.state import Journal
+from agent.shell.outbox import Outbox
+from tests.agent.shell.desk import CHUNK, Desk, index_of, noise, offer_of
+from tests.operations import (
+    LOSSES,
+    Contents,
+    DiskTap,
+    Recording,
+    Sync,
+    SyncNames,
+    read_contents,
+    write_contents,
+)
+from wire.codec import decode
+from wire.ids import digest_of
+from wire.telemetry import ScoreWindow
+from wire.transfer import Offer
+
+PLAIN = noise(5 * CHUNK + 100)
+TEXT = b"".join(b"%d of many lines\n" % n for n in range(4000))
+PACKED = zstandard.compress(TEXT)
+OFFERS = {
+    offer.transfer: (offer, travels, file)
+    for offer, travels, file in (
+        (offer_of(PLAIN), PLAIN, PLAIN),
+        (offer_of(TEXT, packed=PACKED), PACKED, TEXT),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the agent may rely on, given how far it had come."""
+
+    journals: tuple[Journal, ...]
+    """Any of them may be found."""
+    stored: frozenset[str]
+    """Blobs that must be there."""
+    indexed: frozenset[str]
+    """Transfers whose index must be there."""
+
+
+def promised(recording: Recording, at: int) -> Promise:
+    journals: tuple[Journal, ...] = (Journal(),)
+    stored: set[str] = set()
+    indexed: set[str] = set()
+    for note in recording.notes(at):
+        match note.what:
+            case "saving":
+                journals = (*journals, note.about)
+            case "saved":
+                journals = (note.about,)
+            case "indexed":
+                indexed.add(note.about)
+            case "finishing":
+                indexed.discard(note.about)
+            case "stored":
+                stored.add(note.about)
+            case "dropping":
+                stored.discard(note.about)
+    return Promise(journals, frozenset(stored), frozenset(indexed))
+
+
+def record_life(root: Path) -> Recording:
+    """Let an agent take a plain and a packed file side by side, journalling, and drop one."""
+    recording = Recording()
+    root.mkdir()
+    with DiskTap(root, recording):
+        desk = Desk(root)
+        save(desk, recording, crashes=1)
+        for offer, travels, _ in OFFERS.values():
+            desk.open(offer)
+            desk.slots.write_index(offer.transfer, index_of(travels))
+            recording.note("indexed", offer.transfer)
+        for number in range(max(offer.chunks for offer, _, _ in OFFERS.values())):
+            for offer, travels, _ in OFFERS.values():
+                chunk = travels[number * CHUNK : (number + 1) * CHUNK]
+                if chunk:
+                    desk.slots.write_chunk(offer.transfer, number * CHUNK, chunk)
+        save(desk, recording, crashes=2)
+        for offer, _, _ in OFFERS.values():
+            recording.note("finishing", offer.transfer)
+            desk.slots.finish(offer)
+            assert desk.next() == BlobStored(offer.file)
+            recording.note("stored", offer.file)
+        save(desk, recording, crashes=3)
+        recording.note("dropping", digest_of(PLAIN))
+        for _ in range(2):
+            desk.slots.collect_garbage(frozenset({digest_of(TEXT)}), frozenset())
+        save(desk, recording, crashes=4)
+        desk.slots.close()
+    return recording
+
+
+def save(desk: Desk, recording: Recording, crashes: int) -> None:
+    journal = Journal(crashes={"digits": crashes}, commands=("x" * 40,) * crashes)
+    recording.note("saving", journal)
+    desk.slots.save_journal(journal)
+    recording.note("saved", journal)
+
+
+def cuts(recording: Recording) -> Iterator[tuple[str, Contents, int]]:
+    """Yield a name for each different disk that a cut may leave, the disk, and where it was cut."""
+    seen: set[Any] = set()
+    for at in range(len(recording.log) + 1):
+        for loss in LOSSES:
+            contents = recording.contents(at, loss)
+            key = (contents, tuple((n.what, str(n.about)) for n in recording.notes(at)))
+            if key not in seen:
+                seen.add(key)
+                doing = recording.log[at] if at < len(recording.log) else "the end"
+                yield f"cut {at}, before {str(doing)[:60]}, {loss}", contents, at
+
+
+def complaints(recording: Recording, home: Path) -> Iterator[str]:
+    """Yield what a restarted agent finds wrong after each cut; nothing is as it should be."""
+    for count, (name, contents, at) in enumerate(cuts(recording)):
+        root = home / str(count)
+        write_contents(contents, root)
+        try:
+            check_life_goes_on(root, promised(recording, at))
+        except AssertionError as error:
+            yield f"{name}: {str(error).splitlines()[0]}"
+
+
+def check_life_goes_on(root: Path, promise: Promise) -> None:
+    desk = Desk(root)
+    try:
+        assert desk.slots.load_journal() in promise.journals, "neither the old nor the new journal"
+        blobs = desk.slots.blobs()
+        for digest in blobs:
+            content = desk.slots.blob_path(digest).read_bytes()
+            assert digest_of(content) == digest, "a blob with wrong bytes under its name"
+        assert promise.stored <= blobs, "a stored blob is gone"
+        for offer, travels, file in OFFERS.values():
+            go_on(desk, offer, travels, indexed=offer.transfer in promise.indexed)
+            assert desk.slots.blob_path(offer.file).read_bytes() == file
+        after = Journal(crashes={"digits": 99})
+        desk.slots.save_journal(after)
+        assert desk.slots.load_journal() == after
+        for _ in range(2):
+            desk.slots.collect_garbage(frozenset(), frozenset())
+        left = {path.name for path in root.rglob("*") if not path.is_dir()}
+        assert left <= {"lock", "journal.json", "journal.prev.json"}, f"garbage: {left}"
+    finally:
+        desk.slots.close()
+
+
+def go_on(desk: Desk, offer: Offer, travels: bytes, *, indexed: bool) -> None:
+    """Bring a transfer to its end, sending only what the agent says it misses."""
+    opened = desk.open(offer)
+    assert opened.index or not indexed, "an index that was kept is gone"
+    if not opened.index:
+        assert not opened.present
+        desk.slots.write_index(offer.transfer, index_of(travels))
+    for number in range(offer.chunks):
+        if number not in opened.present:
+            chunk = travels[number * CHUNK : (number + 1) * CHUNK]
+            desk.slots.write_chunk(offer.transfer, number * CHUNK, chunk)
+    desk.slots.finish(offer)
+    event = desk.next()
+    assert event == BlobStored(offer.file), f"{event}"
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    root = tmp_path_factory.mktemp("life") / "data"
+    recording = record_life(root)
+
+    # Otherwise the code does something to the disk that nobody cuts.
+    assert recording.contents(len(recording.log)) == read_contents(root)
+    return recording
+
+
+def test_after_a_power_cut_at_any_point_the_agent_goes_on(life: Recording, tmp_path: Path) -> None:
+    wrong = list(complaints(life, tmp_path))
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "consequence"),
+    [(Sync, "wrong bytes under its name"), (SyncNames, "a stored blob is gone")],
+    ids=["files", "directories"],
+)
+def test_code_that_forgets_to_sync_would_be_found_out(
+    life: Recording, tmp_path: Path, forgotten: type, consequence: str
+) -> None:
+    wrong = list(complaints(life.without(forgotten), tmp_path))
+
+    assert any("neither the old nor the new journal" in text for text in wrong)
+    assert any(consequence in text for text in wrong)
+
+
+# ---- the outbox
+
+
+@dataclass(frozen=True)
+class Owed:
+    """What an outbox must still know after a cut."""
+
+    given_out: int
+    """The highest sequence number that others may have seen."""
+    waiting: frozenset[int]
+    """Items that others may have seen and nobody acknowledged."""
+
+
+def owed(recording: Recording, at: int) -> Owed:
+    waiting: set[int] = set()
+    given_out = 0
+    for note in recording.notes(at):
+        match note.what:
+            case "pending":
+                waiting |= note.about
+                given_out = max(given_out, *note.about)
+            case "forgetting":
+                waiting = {seq for seq in waiting if seq > note.about}
+    return Owed(given_out, frozenset(waiting))
+
+
+def window(seq: int) -> ScoreWindow:
+    return ScoreWindow(
+        device="pi-1", boot="b", seq=seq, model="digits", version=1,
+        manifest=digest_of(b"release"), variant="onnx-int8", start=1, end=2, requests=seq,
+    )  # fmt: skip
+
+
+def record_outbox(root: Path) -> Recording:
+    """Queue, send and forget over several segments."""
+    recording = Recording()
+    with DiskTap(root, recording):
+        root.mkdir()
+        outbox = Outbox(root, 16 * 800)  # a segment takes three windows
+        for seq in range(1, 25):
+            outbox.enqueue(window(seq))
+            if seq % 5 == 0:
+                numbers = {number for _, number, _ in outbox.pending(100)}
+                recording.note("pending", numbers)
+            if seq % 10 == 0:
+                recording.note("forgetting", seq - 2)
+                outbox.forget(seq - 2)
+        assert outbox.dropped == 0
+        outbox.close()
+    return recording
+
+
+def outbox_complaints(recording: Recording, home: Path) -> Iterator[str]:
+    for count, (name, contents, at) in enumerate(cuts(recording)):
+        root = home / str(count)
+        write_contents(contents, root)
+        outbox = Outbox(root, 16 * 800)
+        known = owed(recording, at)
+        found = {seq: body for _, seq, body in outbox.pending(100)}
+        if outbox.last_seq() < known.given_out:
+            yield f"{name}: {outbox.last_seq()} is the last of {known.given_out}"
+        if not known.waiting <= found.keys():
+            yield f"{name}: {sorted(known.waiting - found.keys())} are lost"
+        if any(decode(ScoreWindow, body) != window(seq) for seq, body in found.items()):
+            yield f"{name}: an item came back as another"
+        again = outbox.last_seq() + 1
+        outbox.enqueue(window(again))
+        if again not in {seq for _, seq, _ in outbox.pending(100)}:
+            yield f"{name}: it does not go on"
+        outbox.close()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    root = tmp_path_factory.mktemp("reports") / "outbox"
+    recording = record_outbox(root)
+
+    assert recording.contents(len(recording.log)) == read_contents(root)
+    return recording
+
+
+def test_no_number_that_others_saw_is_given_out_twice(reports: Recording, tmp_path: Path) -> None:
+    assert list(outbox_complaints(reports, tmp_path)) == []
+
+
+@pytest.mark.parametrize("forgotten", [Sync, SyncNames], ids=["files", "directories"])
+def test_an_outbox_that_forgets_to_sync_would_be_found_out(
+    reports: Recording, tmp_path: Path, forgotten: type
+) -> None:
+    assert any(
+        "is the last of" in text for text in outbox_complaints(reports.without(forgotten), tmp_path)
+    )

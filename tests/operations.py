@@ -1,0 +1,440 @@
+"""A tap on what real code does to a directory, and what a power cut could leave of it.
+
+    with DiskTap(root, Recording()) as recording:
+        ... the real code works in `root` ...
+    for left in recording.leftovers(at):
+        left.write_to(elsewhere)
+
+The tap replaces functions of `os` while it is open. Whether it saw everything is checked with
+`Recording.contents`, which must be what the directory really holds.
+"""
+
+import os
+import pathlib
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class MakeDirectory:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    name: str
+    file: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    file: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    file: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    file: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyncNames:
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    file: int
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What the test knew at this point; no operation."""
+
+    what: str
+    about: Any = None
+
+
+Naming = MakeDirectory | Create | Move | Remove
+Operation = Naming | Write | Resize | Sync | SyncNames
+
+
+class Watcher(Protocol):
+    """Learns of every operation: before it, when it may raise an OSError instead, and after."""
+
+    def before(self, operation: Operation) -> None: ...
+
+    def after(self, operation: Operation) -> None: ...
+
+
+class DiskTap:
+    """Tells `watcher` of each operation below `root`, one at a time, in the order of the disk."""
+
+    def __init__(self, root: Path, watcher: Watcher) -> None:
+        self._root = str(root)
+        self._watcher = watcher
+        self._lock = threading.RLock()
+        self._files: dict[str, int] = {}
+        self._numbered = 0
+        self._open: dict[int, tuple[int, int | str]] = {}
+        """Descriptor -> inode, and the file or directory it stands for."""
+        self._real: dict[str, Callable[..., Any]] = {}
+        self._open_path = pathlib.Path.open
+
+    def __enter__(self) -> "DiskTap":
+        taps = {
+            "open": self._tap_open,
+            "dup": self._tap_dup,
+            "pwrite": self._tap_pwrite,
+            "write": self._tap_write,
+            "ftruncate": self._tap_ftruncate,
+            "fsync": self._tap_fsync,
+            "fdatasync": self._tap_fsync,
+            "replace": self._tap_replace,
+            "rename": self._tap_replace,
+            "unlink": self._tap_unlink,
+            "remove": self._tap_unlink,
+            "mkdir": self._tap_mkdir,
+        }
+        for name, tap in taps.items():
+            self._real[name] = getattr(os, name)
+            setattr(os, name, tap)
+        self._open_path = pathlib.Path.open
+
+        def open_path(path: Path, mode: str = "r", **named: Any) -> Any:
+            return self._tap_open_path(path, mode, **named)
+
+        pathlib.Path.open = open_path  # type: ignore[assignment,method-assign]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pathlib.Path.open = self._open_path  # type: ignore[method-assign]
+        for name, real in self._real.items():
+            setattr(os, name, real)
+
+    def _do(self, operation: Operation, really: Callable[[], Any]) -> Any:
+        self._watcher.before(operation)
+        answer = really()
+        self._watcher.after(operation)
+        return answer
+
+    def _name(self, path: Any) -> str | None:
+        text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""
+        if text == self._root:
+            return "."
+        inside = isinstance(text, str) and text.startswith(self._root + "/")
+        return os.path.relpath(text, self._root) if inside else None
+
+    def _number(self, name: str) -> int:
+        if name not in self._files:
+            self._numbered += 1
+            self._files[name] = self._numbered
+        return self._files[name]
+
+    def _meant(self, fd: int) -> int | str | None:
+        inode, meant = self._open.get(fd, (0, None))
+        return meant if inode and os.fstat(fd).st_ino == inode else None
+
+    def _know(self, fd: int, meant: int | str) -> int:
+        self._open[fd] = (os.fstat(fd).st_ino, meant)
+        return fd
+
+    def _tap_open(self, path: Any, flags: int, *more: Any, **named: Any) -> int:
+        def really() -> int:
+            fd: int = self._real["open"](path, flags, *more, **named)
+            return fd
+
+        with self._lock:
+            name = self._name(path)
+            if name is None:
+                return really()
+            if flags & os.O_DIRECTORY:
+                return self._know(really(), name)
+            if flags & os.O_CREAT and not os.path.lexists(path):
+                fd = self._created(name, really)
+                return self._know(fd, self._files[name])
+            file = self._number(name)
+            fd = self._do(Resize(file, 0), really) if flags & os.O_TRUNC else really()
+            return self._know(fd, file)
+
+    def _created(self, name: str, really: Callable[[], Any]) -> Any:
+        self._files.pop(name, None)
+        return self._do(Create(name, self._number(name)), really)
+
+    def _tap_open_path(self, path: Path, mode: str, **named: Any) -> Any:
+        def really() -> Any:
+            return self._open_path(path, mode, **named)
+
+        with self._lock:
+            name = self._name(path)
+            if name is None or not set(mode) & set("wxa+"):
+                return really()
+            assert named.get("buffering") == 0, "what a buffer holds back cannot be seen here"
+            file = self._created(name, really)
+            self._know(file.fileno(), self._files[name])
+            return file
+
+    def _tap_dup(self, fd: int) -> int:
+        with self._lock:
+            meant = self._meant(fd)
+            other: int = self._real["dup"](fd)
+            return other if meant is None else self._know(other, meant)
+
+    def _tap_pwrite(self, fd: int, data: Any, offset: int) -> int:
+        return self._write("pwrite", fd, data, offset, offset)
+
+    def _tap_write(self, fd: int, data: Any) -> int:
+        return self._write("write", fd, data, None)
+
+    def _write(self, how: str, fd: int, data: Any, offset: int | None, *more: Any) -> int:
+        with self._lock:
+            meant = self._meant(fd)
+            if not isinstance(meant, int):
+                done: int = self._real[how](fd, data, *more)
+                return done
+            if offset is None:  # these descriptors append
+                offset = os.fstat(fd).st_size
+            self._watcher.before(Write(meant, offset, bytes(data)))
+            done = self._real[how](fd, data, *more)
+            self._watcher.after(Write(meant, offset, bytes(data)[:done]))
+            return done
+
+    def _tap_ftruncate(self, fd: int, size: int) -> None:
+        with self._lock:
+            meant = self._meant(fd)
+            if isinstance(meant, int):
+                self._do(Resize(meant, size), lambda: self._real["ftruncate"](fd, size))
+            else:
+                self._real["ftruncate"](fd, size)
+
+    def _tap_fsync(self, fd: int) -> None:
+        with self._lock:
+            meant = self._meant(fd)
+            if meant is None:
+                self._real["fsync"](fd)
+            else:  # the real disk is not what is tested here, and slow
+                told = SyncNames(meant) if isinstance(meant, str) else Sync(meant)
+                self._do(told, lambda: None)
+
+    def _tap_replace(self, old: Any, new: Any, **named: Any) -> None:
+        with self._lock:
+            before, after = self._name(old), self._name(new)
+            if before is None or after is None:
+                self._real["replace"](old, new, **named)
+                return
+            move = Move(self._number(before), before, after)
+            self._do(move, lambda: self._real["replace"](old, new, **named))
+            self._files[after] = self._files.pop(before)
+
+    def _tap_unlink(self, path: Any, **named: Any) -> None:
+        with self._lock:
+            name = self._name(path)
+            if name is None:
+                self._real["unlink"](path, **named)
+                return
+            self._do(Remove(name), lambda: self._real["unlink"](path, **named))
+            self._files.pop(name, None)
+
+    def _tap_mkdir(self, path: Any, *more: Any, **named: Any) -> None:
+        with self._lock:
+            name = self._name(path)
+            if name is None or name == ".":
+                self._real["mkdir"](path, *more, **named)
+            else:
+                self._do(MakeDirectory(name), lambda: self._real["mkdir"](path, *more, **named))
+
+
+# ---- what a power cut leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Which of the operations that were not synced the cut undoes.
+
+    names: none or all of the directories' changes survive, or some of them.
+    data: of files' bytes likewise; `zeros`: the sizes survive and the bytes do not; `torn`: all
+    survives but the second half of the last write.
+    """
+
+    names: Literal["none", "all", "some"]
+    data: Literal["none", "all", "zeros", "torn", "some"]
+    seed: int = 0
+
+
+LOSSES = (
+    *(Loss(names, data) for names in ("none", "all") for data in ("none", "all", "zeros", "torn")),
+    *(Loss("some", "some", seed) for seed in range(4)),
+)
+
+Contents = tuple[tuple[str, bytes | None], ...]
+"""Sorted names below the root, with the bytes of files; None: a directory."""
+
+
+def write_contents(contents: Contents, root: Path) -> None:
+    root.mkdir()
+    for name, data in contents:
+        if data is None:
+            (root / name).mkdir()
+        else:
+            (root / name).write_bytes(data)
+
+
+def read_contents(root: Path) -> Contents:
+    paths = sorted(root.rglob("*"))
+    return tuple((str(p.relative_to(root)), None if p.is_dir() else p.read_bytes()) for p in paths)
+
+
+@dataclass
+class Recording:
+    """The operations in their order, with the test's notes between them."""
+
+    log: list[Operation | Note] = field(default_factory=list)
+
+    def before(self, operation: Operation) -> None:
+        pass
+
+    def after(self, operation: Operation) -> None:
+        self.log.append(operation)
+
+    def note(self, what: str, about: Any = None) -> None:
+        self.log.append(Note(what, about))
+
+    def notes(self, at: int) -> Iterator[Note]:
+        return (entry for entry in self.log[:at] if isinstance(entry, Note))
+
+    def without(self, kind: type[Operation]) -> "Recording":
+        """Return what a disk would have got from code that forgot these operations."""
+        return Recording([entry for entry in self.log if not isinstance(entry, kind)])
+
+    def contents(self, at: int, loss: Loss | None = None) -> Contents:
+        """Return what lies on the disk when the power is cut before operation `at`."""
+        log = self.log[:at]
+        dice = random.Random(f"{at} {loss.seed if loss else 0}")
+        names = self._names(log, loss, dice)
+        found: list[tuple[str, bytes | None]] = []
+        for name in sorted(names):
+            parent = _parent(name)
+            if parent != "." and parent not in names:
+                continue
+            file = names[name]
+            found.append((name, None if file is None else self._bytes(log, file, loss, dice)))
+        return tuple(found)
+
+    def _names(
+        self, log: list[Operation | Note], loss: Loss | None, dice: random.Random
+    ) -> dict[str, int | None]:
+        names: dict[str, int | None] = {}
+        synced = {e.directory: at for at, e in enumerate(log) if isinstance(e, SyncNames)}
+        # A directory's changes reach the disk in their order.
+        cut = {"none": 0, "all": len(log)}
+        cuts: dict[str, int] = {}
+        for at, entry in enumerate(log):
+            if not isinstance(entry, Naming):
+                continue
+            places = _directories(entry)
+            if loss is not None and not any(synced.get(place, -1) > at for place in places):
+                limit = cut.get(loss.names)
+                if limit is None:
+                    limit = cuts.setdefault(places[-1], dice.randrange(len(log) + 1))
+                if at >= limit:
+                    continue
+            _rename(names, entry)
+        return names
+
+    def _bytes(
+        self,
+        log: list[Operation | Note],
+        file: int,
+        loss: Loss | None,
+        dice: random.Random,
+    ) -> bytes:
+        synced = max((at for at, e in enumerate(log) if e == Sync(file)), default=-1)
+        doubtful = [
+            at
+            for at, e in enumerate(log)
+            if isinstance(e, (Write, Resize)) and e.file == file and at > synced
+        ]
+        content = bytearray()
+        for at, entry in enumerate(log):
+            if not isinstance(entry, (Write, Resize)) or entry.file != file:
+                continue
+            kept = entry
+            if loss is not None and at > synced:
+                survivor = _survivor(entry, loss, dice, last=at == doubtful[-1])
+                if survivor is None:
+                    continue
+                kept = survivor
+            _apply(content, kept)
+        return bytes(content)
+
+
+def _directories(entry: Naming) -> list[str]:
+    names = [entry.old, entry.new] if isinstance(entry, Move) else [entry.name]
+    return [_parent(name) for name in names]
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0] or "."
+
+
+def _rename(names: dict[str, int | None], entry: Naming) -> None:
+    match entry:
+        case MakeDirectory(name):
+            names[name] = None
+        case Create(name, file):
+            names[name] = file
+        case Move(file, old, new):
+            if names.get(old) == file:
+                del names[old]
+            names[new] = file
+        case Remove(name):
+            names.pop(name, None)
+
+
+def _survivor(
+    entry: Write | Resize, loss: Loss, dice: random.Random, *, last: bool
+) -> Write | Resize | None:
+    fate = loss.data
+    if fate == "some":
+        fate = dice.choice(("none", "all", "zeros", "torn"))
+        last = True
+    if fate == "none":
+        return None
+    if isinstance(entry, Resize) or fate == "all" or (fate == "torn" and not last):
+        return entry
+    kept = len(entry.data) // 2 if fate == "torn" else 0
+    return Write(entry.file, entry.offset, entry.data[:kept].ljust(len(entry.data), b"\0"))
+
+
+def _apply(content: bytearray, entry: Write | Resize) -> None:
+    if isinstance(entry, Resize):
+        del content[entry.size :]
+        content.extend(bytes(entry.size - len(content)))
+        return
+    end = entry.offset + len(entry.data)
+    content.extend(bytes(max(end - len(content), 0)))
+    content[entry.offset : end] = entry.data
