@@ -90,7 +90,7 @@ def _press(turn: Turn, deployment: Deployment) -> None:
             if missing:
                 _fetch(turn, deployment, release, missing[0])
             else:
-                turn.advance(deployment, Phase.VERIFIED)
+                _fetched(turn, deployment, release)
         case Phase.VERIFIED:
             _try(turn, deployment)
         case Phase.TRIAL:
@@ -98,6 +98,15 @@ def _press(turn: Turn, deployment: Deployment) -> None:
                 finish(turn, deployment, Phase.FAILED, Reason.HUNG, "the trial never answered")
         case Phase.PROBATION:
             _watch_probation(turn, deployment)
+
+
+def _fetched(turn: Turn, deployment: Deployment, release: DesiredRelease) -> None:
+    """Go on with everything on the disk, hashed and synced; say how long it took."""
+    taken = turn.now.mono - turn.state.phase_since
+    turn.advance(deployment, Phase.VERIFIED)
+    wanted = [offer for offer in release.offers if offer.file in deployment.files]
+    size = sum(offer.file_bytes for offer in wanted)
+    turn.say(f"{release.ref}: fetched {size} bytes in {taken:.3f} s")
 
 
 # ---- preflight
