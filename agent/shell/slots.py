@@ -46,6 +46,7 @@ CLOSE_S = 5.0
 """How long closing waits for the thread; it looks up after every piece."""
 
 PIECE_BYTES = 256 * 1024
+SYNC_BYTES = 8 * 1024 * 1024
 MAX_ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
 """What zstd level 19 uses at most. A frame that wants more memory is refused."""
 
@@ -88,6 +89,9 @@ class Slots:
         self._finishing: set[str] = set()
         self._fresh: set[str] = set()
         self._written = 0
+        self._unsynced = 0
+        self._idle = True
+        """No sync of a partial is under way."""
         self._closing = False
         try:
             for directory in (self._blobs, self._partial):
@@ -274,9 +278,25 @@ class Slots:
                 if fd is None:
                     return
                 _write_all(fd, payload, offset)
+                self._unsynced += len(payload)
+                if self._unsynced >= SYNC_BYTES and self._idle:
+                    # Written out while the rest is still coming, so that the end is not a long
+                    # wait, and a power cut costs little.
+                    self._unsynced = 0
+                    self._idle = False
+                    self._submit(self._sync, os.dup(fd))
             self._written += len(payload)
         except OSError as error:
             self._fail_by(transfer, error)
+
+    def _sync(self, fd: int) -> None:
+        try:
+            os.fdatasync(fd)
+        except OSError as error:
+            log.warning("a partial cannot be synced: %s", error.strerror)  # finishing says it too
+        finally:
+            os.close(fd)
+            self._idle = True
 
     def finish(self, offer: Offer) -> None:
         """Decode, hash, fsync and store a complete transfer: post BlobStored or BlobRefused."""
