@@ -40,7 +40,9 @@ class Offer(Part):
 
     file: Digest
     file_bytes: Size
-    encoding: Literal["identity", "zstd"] = "identity"
+    encoding: Literal["identity", "zstd", "delta"] = "identity"
+    base: Digest | None = None
+    """With `delta`: the file that the device must hold to make this one of it."""
     transfer: Digest
     transfer_bytes: Size
     index: Digest
@@ -55,6 +57,8 @@ class Offer(Part):
             self.transfer_bytes,
         ):
             raise ValueError("identity encoding: the transfer must be the file")
+        if (self.encoding == "delta") != (self.base is not None):
+            raise ValueError("a base belongs to a delta, and to nothing else")
         return self
 
     @property

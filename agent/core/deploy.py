@@ -21,12 +21,13 @@ from agent.core.actions import (
 )
 from agent.core.download import ChunkVerified, Download, FrameRejected, IndexVerified
 from agent.core.lifecycle import ATTEMPTS, TRIAL_DEADLINE_S
+from agent.core.offers import all_chosen, chosen, disk_bytes
 from agent.core.probation import judge
 from agent.core.reconcile import Adopt, Begin, Supersede, reconcile
 from agent.core.state import Deployment, Generation, Installed
 from agent.core.turn import Turn
 from wire.manifest import Manifest, Variant
-from wire.transfer import ChunkFrame, Offer
+from wire.transfer import ChunkFrame
 from wire.twin import Capabilities, DesiredRelease, Phase, Reason
 
 RUNTIMES = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert", "tflite-runtime")}
@@ -43,6 +44,7 @@ def converge(turn: Turn) -> None:
             case Adopt(release):
                 turn.put(_fresh(turn, release, Phase.COMMITTED, "already serving"))
             case Begin(release):
+                turn.state.spoilt = frozenset()
                 turn.put(_fresh(turn, release, Phase.QUEUED, ""))
                 turn.say(f"{release.ref}: queued by {release.rollout} ({release.purpose})")
 
@@ -104,8 +106,8 @@ def _fetched(turn: Turn, deployment: Deployment, release: DesiredRelease) -> Non
     """Go on with everything on the disk, hashed and synced; say how long it took."""
     taken = turn.now.mono - turn.state.phase_since
     turn.advance(deployment, Phase.VERIFIED)
-    wanted = [offer for offer in release.offers if offer.file in deployment.files]
-    size = sum(offer.file_bytes for offer in wanted)
+    sizes = {offer.file: offer.file_bytes for offer in release.offers}
+    size = sum(sizes.get(digest, 0) for digest in deployment.files)
     turn.say(f"{release.ref}: fetched {size} bytes in {taken:.3f} s")
 
 
@@ -158,26 +160,20 @@ def on_space(turn: Turn, free_bytes: int) -> None:
         return
     shared = (file.digest for file in manifest.shared_files())
     files = tuple(dict.fromkeys((deployment.manifest, variant.artifact.digest, *shared)))
-    offers = {offer.file: offer for offer in release.offers}
+    offers = {offer.file: offer for offer in all_chosen(turn.state, release, files)}
     missing = _missing(turn, files)
     unoffered = [digest for digest in missing if digest not in offers]
     if unoffered:
         detail = f"expected an offer for each file, got none for {unoffered[0][:19]}"
         finish(turn, deployment, Phase.REJECTED, Reason.BAD_MANIFEST, detail)
         return
-    needed = sum(_disk_bytes(offers[digest]) for digest in missing)
+    needed = sum(disk_bytes(offers[digest]) for digest in missing)
     if needed > free_bytes:
         detail = f"expected {needed} bytes free for artifacts, got {max(free_bytes, 0)}"
         finish(turn, deployment, Phase.REJECTED, Reason.NO_SPACE, detail)
         return
     turn.advance(deployment, Phase.FETCHING, variant=variant.name, files=files)
     turn.say(f"{release.ref}: fetching {variant.name}, {len(missing)} files, {needed} bytes")
-
-
-def _disk_bytes(offer: Offer) -> int:
-    """Return what a transfer takes at its worst: compressed bytes lie beside decoded ones."""
-    packed = offer.transfer_bytes if offer.encoding != "identity" else 0
-    return offer.file_bytes + packed
 
 
 def choose(manifest: Manifest, capabilities: Capabilities) -> tuple[Variant | None, Reason, str]:
@@ -214,7 +210,7 @@ def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: 
         return
     download = state.download
     if download is None:
-        offer = next((offer for offer in release.offers if offer.file == digest), None)
+        offer = chosen(state, release, digest)
         if offer is None:
             detail = f"expected an offer for {digest[:19]}, got none"
             finish(turn, deployment, Phase.REJECTED, Reason.BAD_MANIFEST, detail)
@@ -289,6 +285,8 @@ def on_stored(turn: Turn, file: str) -> None:
     if turn.state.finishing == file:
         turn.state.finishing = ""
         turn.state.download = None
+    else:
+        collect(turn)  # it was given up meanwhile
 
 
 def on_refused(turn: Turn, file: str, reason: Reason, detail: str) -> None:
@@ -296,7 +294,11 @@ def on_refused(turn: Turn, file: str, reason: Reason, detail: str) -> None:
     if turn.state.finishing != file:
         return
     turn.state.finishing = ""
-    turn.state.download = None
+    download, turn.state.download = turn.state.download, None
+    if download is not None and download.offer.base is not None:
+        turn.state.spoilt |= {download.offer.index}
+        turn.say(f"{file[:19]}: the delta failed, fetching the whole file: {detail}", "warning")
+        return
     deployment = turn.state.active()
     if deployment is not None:
         finish(turn, deployment, Phase.FAILED, reason, detail)
@@ -525,6 +527,6 @@ def collect(turn: Turn) -> None:
         files.update(deployment.files, (deployment.manifest,))
         transfers.update(offer.transfer for offer in release.offers)
     keep = frozenset(files)
-    turn.state.blobs = turn.state.blobs & keep
+    heard, turn.state.blobs = turn.state.blobs, turn.state.blobs & keep
     turn.state.manifests = {d: m for d, m in turn.state.manifests.items() if d in keep}
-    turn.do(CollectGarbage(keep, frozenset(transfers)))
+    turn.do(CollectGarbage(keep, frozenset(transfers), heard))

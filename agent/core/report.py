@@ -1,5 +1,6 @@
 """The device's retained word about itself."""
 
+from agent.core.offers import all_chosen
 from agent.core.state import AgentState, Deployment
 from wire.twin import DeploymentReport, Phase, Reported, Serving
 
@@ -60,8 +61,8 @@ def _progress(state: AgentState, deployment: Deployment) -> tuple[int, int]:
     desired = state.journal.desired
     if deployment.phase is not Phase.FETCHING or desired is None:
         return 0, 0
-    offers = {offer.file: offer for r in desired.releases for offer in r.offers}
-    wanted = [offers[digest] for digest in deployment.files if digest in offers]
+    release = next((r for r in desired.releases if r.model == deployment.model), None)
+    wanted = all_chosen(state, release, deployment.files) if release is not None else []
     done = sum(offer.transfer_bytes for offer in wanted if offer.file in state.blobs)
     if state.download is not None:
         done += state.download.done_bytes

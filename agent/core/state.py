@@ -143,6 +143,8 @@ class AgentState:
     refusals: tuple[str, ...] = ()
 
     download: Download | None = None
+    spoilt: frozenset[str] = frozenset()
+    """Index digests of deltas that did not become their file: those go another way."""
     finishing: str = ""
     """Digest of the file whose finished transfer is being decoded and moved into its slot."""
     measured: bool = False

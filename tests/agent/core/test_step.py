@@ -7,7 +7,7 @@ from agent.core import events as ev
 from agent.core.lifecycle import TRANSITIONS, Misuse, move
 from agent.core.state import Instant
 from agent.core.step import next_wake
-from tests.agent.core.world import World, champion_of, make_release, phase_of
+from tests.agent.core.world import Made, World, champion_of, make_release, phase_of
 from wire.command import Command
 from wire.transfer import ChunkFrame
 from wire.twin import Phase, Probation, Reason
@@ -387,6 +387,46 @@ def test_a_poisoned_frame_is_dropped_counted_and_asked_for_again(world: World) -
 
     assert world.state.chunks_bad == 3
     assert champion_of(world) == 1
+
+
+def weights_fetched(world: World, made: Made) -> list[str]:
+    """Return in what form the artifact travelled."""
+    artifact = made.manifest.variants[0].artifact.digest
+    forms = {offer.index: offer.encoding for offer in made.offers if offer.file == artifact}
+    return list(dict.fromkeys(forms[f[0]] for f in world.fetched if f[0] in forms))
+
+
+def test_a_delta_is_taken_where_its_base_lies_on_the_disk(world: World) -> None:
+    at_version_1(world)
+    made = world.add(make_release(2).as_delta_to(make_release(1)))
+    world.want(made, "r-2")
+
+    world.settle()
+
+    assert champion_of(world) == 2
+    assert weights_fetched(world, made) == ["delta"]
+
+
+def test_a_device_without_the_base_takes_the_whole_file(world: World) -> None:
+    made = world.add(make_release(2).as_delta_to(make_release(1)))
+    world.want(made, "r-1")
+
+    world.settle()
+
+    assert champion_of(world) == 2
+    assert weights_fetched(world, made) == ["identity"]
+
+
+def test_a_delta_that_does_not_decode_is_followed_by_the_whole_file(world: World) -> None:
+    at_version_1(world)
+    world.deltas_fail = True
+    made = world.add(make_release(2).as_delta_to(make_release(1)))
+    world.want(made, "r-2")
+
+    world.settle()
+
+    assert champion_of(world) == 2
+    assert weights_fetched(world, made) == ["delta", "identity"]
 
 
 def test_a_command_is_obeyed_once_and_never_late(world: World) -> None:

@@ -5,7 +5,7 @@ and reorder; the disk keeps only what an action wrote; engines behave as their r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from agent.control import Loaded, Tally
@@ -35,7 +35,7 @@ CAPABLE = Capabilities(architecture="x86_64", runtimes={"onnxruntime": "1.32.0"}
 
 @dataclass(frozen=True)
 class Made:
-    """A release as the controller keeps it."""
+    """A release as the controller keeps it: its files, and whatever travels, by digest."""
 
     manifest: Manifest
     digest: str
@@ -45,8 +45,24 @@ class Made:
 
     @property
     def by_index(self) -> dict[str, bytes]:
-        """The bodies by the digests of their indexes."""
-        return {offer.index: self.bodies[offer.file] for offer in self.offers}
+        """What travels, by the digests of its indexes."""
+        return {offer.index: self.bodies[offer.transfer] for offer in self.offers}
+
+    def as_delta_to(self, base: "Made") -> "Made":
+        """Offer the artifact as a delta to that of `base` first: a stand-in that tells its base."""
+        file = self.manifest.variants[0].artifact
+        held = base.manifest.variants[0].artifact.digest
+        travels = f"what turns {held} into {file.digest}".encode()
+        offer = offer_of(travels).model_copy(
+            update={
+                "file": file.digest,
+                "file_bytes": file.size_bytes,
+                "encoding": "delta",
+                "base": held,
+            }
+        )
+        bodies = {**self.bodies, offer.transfer: travels}
+        return replace(self, bodies=bodies, offers=(offer, *self.offers))
 
 
 def make_release(version: int, conduct: Conduct = "good", model: str = "digits") -> Made:
@@ -120,8 +136,8 @@ class Process:
 class World:
     """One device with everything around it. `local` events are sure; `network` ones are not."""
 
-    def __init__(self) -> None:
-        self.releases: dict[str, Made] = {}
+    def __init__(self, *known: Made) -> None:
+        self.releases = {made.digest: made for made in known}
         self.mono, self.wall = 1000.0, 1_750_000_000.0
         self.revision = 0
         self.sent: list[Desired] = []
@@ -142,6 +158,7 @@ class World:
         """Release digests that a trial and, beside a champion, a probation let through."""
         self.running = False
         self.disk_full = False
+        self.deltas_fail = False
         self.tamper: Callable[[ev.Event], ev.Event] = lambda event: event
         self.boot()
 
@@ -337,6 +354,14 @@ class World:
         if self.disk_full:
             return  # the failed write was answered already
         data = b"".join(partial.chunks[n] for n in sorted(partial.chunks))
+        assert digest_of(data) == offer.transfer
+        if offer.encoding == "delta":
+            if self.deltas_fail or offer.base not in self.blobs:
+                self.local.append(ev.BlobRefused(offer.file, Reason.BAD_ARTIFACT, "no such sum"))
+                return
+            data = next(
+                m.bodies[offer.file] for m in self.releases.values() if offer.file in m.bodies
+            )
         assert digest_of(data) == offer.file
         self.blobs[offer.file] = data
         self.local.append(ev.BlobStored(offer.file))
