@@ -204,8 +204,8 @@ class Daemon:
                 self._slots.close_transfer(transfer)
             case do.ReadManifest(digest):
                 self._slots.read_manifest(digest)
-            case do.CollectGarbage(files, transfers):
-                self._slots.collect_garbage(files, transfers)
+            case do.CollectGarbage(files, transfers, heard):
+                self._slots.collect_garbage(files, transfers, heard)
             case do.StartEngine():
                 located = tuple(self._located(spec) for spec in action.models)
                 self._engines.start(replace(action, models=located))

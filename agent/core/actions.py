@@ -142,6 +142,8 @@ class CollectGarbage:
 
     keep_files: frozenset[str]
     keep_transfers: frozenset[str]
+    heard: frozenset[str]
+    """Blobs the core knows of: one whose BlobStored is still on its way is not to be judged."""
 
 
 @dataclass(frozen=True, slots=True)

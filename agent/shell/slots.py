@@ -223,18 +223,20 @@ class Slots:
         except DecodeError as error:
             return ManifestRead(digest, None, str(error))
 
-    def collect_garbage(self, keep_files: frozenset[str], keep_transfers: frozenset[str]) -> None:
+    def collect_garbage(
+        self, keep_files: frozenset[str], keep_transfers: frozenset[str], heard: frozenset[str]
+    ) -> None:
         """Delete the files and partials that nobody keeps.
 
-        A file outlives the first collection after it was stored: the news of it may still be
-        on its way to whoever decided what to keep.
+        A file stored since the start stays until it is among those `heard` of: its BlobStored may
+        still be on its way to whoever decided what to keep.
         """
         with self._lock:
-            fresh, self._fresh = self._fresh, set()
-        keep = {digest_hex(digest) for digest in keep_files | fresh}
-        for path in self._blob_paths():
+            self._fresh -= heard
+            keep = {digest_hex(digest) for digest in keep_files | self._fresh}
+        for path in list(self._blob_paths()):
             if path.name not in keep:
-                path.unlink(missing_ok=True)
+                _remove(path)
         self._clean_partials(keep_transfers)
 
     def _clean_partials(self, keep: frozenset[str]) -> None:
@@ -242,9 +244,9 @@ class Slots:
             names = {digest_hex(transfer) for transfer in keep | self._finishing}
             for transfer in [t for t in self._open if digest_hex(t) not in names]:
                 os.close(self._open.pop(transfer))
-        for path in [*self._partial.glob("*.part"), *self._partial.glob("*.index")]:
+        for path in list(self._partial.iterdir()):
             if path.stem not in names:
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     def _blob_paths(self) -> Iterator[Path]:
         with os.scandir(self._blobs) as entries:
@@ -284,16 +286,16 @@ class Slots:
                     # wait, and a power cut costs little.
                     self._unsynced = 0
                     self._idle = False
-                    self._submit(self._sync, os.dup(fd))
+                    self._submit(self._sync, transfer, os.dup(fd))
             self._written += len(payload)
         except OSError as error:
             self._fail_by(transfer, error)
 
-    def _sync(self, fd: int) -> None:
+    def _sync(self, transfer: str, fd: int) -> None:
         try:
             os.fdatasync(fd)
         except OSError as error:
-            log.warning("a partial cannot be synced: %s", error.strerror)  # finishing says it too
+            self._fail_by(transfer, error)  # the kernel says so once, never again at the end
         finally:
             os.close(fd)
             self._idle = True
@@ -368,10 +370,10 @@ class Slots:
             else:
                 self._unpack(fd, offer, unpacked)
                 ready = unpacked
-            ready.replace(self.blob_path(offer.file))
-            _sync_directory(self._blobs)
             with self._lock:
                 self._fresh.add(offer.file)
+            ready.replace(self.blob_path(offer.file))
+            _sync_directory(self._blobs)
             event = BlobStored(offer.file)
         except _ClosingError:
             unpacked.unlink(missing_ok=True)
@@ -384,6 +386,8 @@ class Slots:
         os.close(fd)
         with self._lock:
             self._finishing.discard(offer.transfer)
+            if isinstance(event, BlobRefused):
+                self._fresh.discard(offer.file)
         for path in (part, unpacked, self._path(offer.transfer, "index")):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -521,6 +525,13 @@ def _read_bounded(path: Path, limit: int) -> bytes | None:
             raise OSError(errno.EINVAL, "not a regular file")
         data = file.read(limit + 1)
     return data if len(data) <= limit else None
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:  # the next collection finds it again
+        log.warning("%s: cannot be deleted: %s", path, error.strerror)
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:

@@ -100,8 +100,7 @@ def record_life(root: Path) -> Recording:
             recording.note("stored", offer.file)
         save(desk, recording, crashes=3)
         recording.note("dropping", digest_of(PLAIN))
-        for _ in range(2):
-            desk.slots.collect_garbage(frozenset({digest_of(TEXT)}), frozenset())
+        desk.slots.collect_garbage(frozenset({digest_of(TEXT)}), frozenset(), desk.slots.blobs())
         save(desk, recording, crashes=4)
         desk.slots.close()
     return recording
@@ -153,8 +152,7 @@ def check_life_goes_on(root: Path, promise: Promise) -> None:
         after = Journal(crashes={"digits": 99})
         desk.slots.save_journal(after)
         assert desk.slots.load_journal() == after
-        for _ in range(2):
-            desk.slots.collect_garbage(frozenset(), frozenset())
+        desk.slots.collect_garbage(frozenset(), frozenset(), desk.slots.blobs())
         left = {path.name for path in root.rglob("*") if not path.is_dir()}
         assert left <= {"lock", "journal.json", "journal.prev.json"}, f"garbage: {left}"
     finally:

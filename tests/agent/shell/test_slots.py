@@ -474,9 +474,9 @@ def test_garbage_goes_and_what_is_kept_stays(desk: Desk, tmp_path: Path) -> None
     desk.fill(unwanted, noise(CHUNK, 2))
     keep = frozenset({kept}), frozenset({wanted.transfer})
 
-    desk.slots.collect_garbage(*keep)
+    desk.slots.collect_garbage(*keep, frozenset())
     assert dropped in desk.slots.blobs()  # its BlobStored may not have been read yet
-    desk.slots.collect_garbage(*keep)
+    desk.slots.collect_garbage(*keep, frozenset({dropped}))
 
     assert desk.slots.blobs() == {kept}
     left = {path.name for path in (tmp_path / "data" / "partial").iterdir()}
