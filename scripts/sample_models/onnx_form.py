@@ -65,10 +65,15 @@ class _OneBatch(CalibrationDataReader):  # type: ignore[misc]
 
 def int8_model(weights: Weights, images: NDArray[np.float32]) -> bytes:
     """Return the model in int8, float at its edges, with ranges seen on `images`."""
+    return quantized(float_model(weights), images)
+
+
+def quantized(original: onnx.ModelProto, images: NDArray[np.float32]) -> bytes:
+    """Return a float model in int8, float at its edges, with ranges seen on `images`."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "digits.onnx"
         quantize_static(
-            float_model(weights),
+            original,
             path,
             _OneBatch(images),
             quant_format=QuantFormat.QDQ,

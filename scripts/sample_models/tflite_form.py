@@ -30,7 +30,7 @@ _INT8_VERSIONS = {
 }
 
 
-class _Builder:
+class Builder:
     """Collects tensors, buffers and operators of one subgraph."""
 
     def __init__(self) -> None:
@@ -103,7 +103,8 @@ def _packed(model: schema.ModelT) -> bytes:
     return bytes(builder.Output())
 
 
-def _conv() -> schema.Conv2DOptionsT:
+def conv() -> schema.Conv2DOptionsT:
+    """Return the options of a convolution that keeps the size, with a ReLU."""
     options = schema.Conv2DOptionsT()
     options.padding, options.fusedActivationFunction = schema.Padding.SAME, _RELU
     options.strideW = options.strideH = 1
@@ -111,14 +112,23 @@ def _conv() -> schema.Conv2DOptionsT:
     return options
 
 
-def _pool() -> schema.Pool2DOptionsT:
+def pool() -> schema.Pool2DOptionsT:
+    """Return the options of 2 x 2 maxima."""
     options = schema.Pool2DOptionsT()
     options.padding, options.fusedActivationFunction = schema.Padding.VALID, _NONE
     options.strideW = options.strideH = options.filterWidth = options.filterHeight = 2
     return options
 
 
-def _softmax() -> schema.SoftmaxOptionsT:
+def dense(*, relu: bool) -> schema.FullyConnectedOptionsT:
+    """Return the options of a dense layer."""
+    options = schema.FullyConnectedOptionsT()
+    options.fusedActivationFunction = _RELU if relu else _NONE
+    return options
+
+
+def softmax() -> schema.SoftmaxOptionsT:
+    """Return the options of a plain softmax."""
     options = schema.SoftmaxOptionsT()
     options.beta = 1.0
     return options
@@ -126,7 +136,7 @@ def _softmax() -> schema.SoftmaxOptionsT:
 
 def float_model(weights: Weights) -> bytes:
     """Return the float model: `image` (batch, 8, 8, 1) to `probabilities` (batch, 10)."""
-    build = _Builder()
+    build = Builder()
 
     def layer(kind: str, options: object, name: str, given: int, shape: tuple[int, ...]) -> int:
         # Weights: one filter an output channel, channels last.
@@ -137,19 +147,24 @@ def float_model(weights: Weights) -> bytes:
         return build.operator(kind, options, inputs, build.tensor(f"{name}_out", shape))
 
     image = build.tensor("image", (8, 8, 1))
-    last = layer("conv", _conv(), "conv1", image, (8, 8, 16))
-    last = layer("conv", _conv(), "conv2", last, (8, 8, 24))
-    last = build.operator("pool", _pool(), [last], build.tensor("pool2", (4, 4, 24)))
-    last = layer("conv", _conv(), "conv3", last, (4, 4, 32))
-    last = build.operator("pool", _pool(), [last], build.tensor("pool3", (2, 2, 32)))
-    last = layer("dense", schema.FullyConnectedOptionsT(), "dense", last, (CLASSES,))
+    last = layer("conv", conv(), "conv1", image, (8, 8, 16))
+    last = layer("conv", conv(), "conv2", last, (8, 8, 24))
+    last = build.operator("pool", pool(), [last], build.tensor("pool2", (4, 4, 24)))
+    last = layer("conv", conv(), "conv3", last, (4, 4, 32))
+    last = build.operator("pool", pool(), [last], build.tensor("pool3", (2, 2, 32)))
+    last = layer("dense", dense(relu=False), "dense", last, (CLASSES,))
     answer = build.tensor("probabilities", (CLASSES,))
-    build.operator("softmax", _softmax(), [last], answer)
+    build.operator("softmax", softmax(), [last], answer)
     return build.finish(("image", image), ("probabilities", answer))
 
 
 def int8_model(weights: Weights, images: NDArray[np.float32]) -> bytes:
     """Return the model in int8, float at its edges, with ranges seen on `images`."""
+    return quantized(float_model(weights), images)
+
+
+def quantized(model: bytes, images: NDArray[np.float32]) -> bytes:
+    """Return a float model in int8, float at its edges, with ranges seen on `images`."""
     recipe = recipe_manager.RecipeManager()
     recipe.add_static_config(
         regex=".*",
@@ -163,7 +178,7 @@ def int8_model(weights: Weights, images: NDArray[np.float32]) -> bytes:
             operation_name=edge,
             algorithm_key=recipe_manager.AlgorithmName.NO_QUANTIZE,
         )
-    maker = quantizer.Quantizer(float_model(weights), recipe.get_quantization_recipe())
+    maker = quantizer.Quantizer(model, recipe.get_quantization_recipe())
     # All images at once: from single ones the quantizer would average their ranges and clip.
     ranges = maker.calibrate({SIGNATURE: [{"image": images}]}, num_threads=1)
     result = maker.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
@@ -173,6 +188,10 @@ def int8_model(weights: Weights, images: NDArray[np.float32]) -> bytes:
 def _tidied(content: bytes) -> bytes:
     """Set what the quantizer leaves out: operator versions, the output's name, the free batch."""
     model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # the quantizer puts large ones behind the flatbuffer
+            data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.data, buffer.offset, buffer.size = data, 0, 0
     for code in model.operatorCodes:
         code.version = max(code.version, _INT8_VERSIONS.get(code.builtinCode, 1))
     graph = model.subgraphs[0]

@@ -1,0 +1,308 @@
+"""One tensor's bytes: how they are laid out, predicted and coded, in either direction."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from delta.errors import DeltaError
+from delta.formats import Place
+from delta.model import (
+    DEAD,
+    FACTOR_UNIT,
+    OF_COLUMNS,
+    OF_ROWS,
+    REACH,
+    TOP,
+    Coder,
+    Counts,
+    Floats,
+    Width,
+    blocks,
+    code,
+    code_classes,
+    spread_classes,
+)
+from delta.rans import Ints
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+Rows: TypeAlias = NDArray[np.signedinteger] | NDArray[np.unsignedinteger]
+
+ELEMENTS = ("i1", "u1", "i2", "u2", "i4", "f4")
+"""By number. Floats are taken as the integers that their bits are."""
+
+_FACTOR = Width(8, signed=True)
+
+
+class Predictor(IntEnum):
+    """What a value is predicted from."""
+
+    NOTHING = 0
+    SAME = 1
+    """The old value."""
+    RESCALED = 2
+    """The old value, times old scale over new scale."""
+    PRODUCT = 3
+    """A product of two floats in the new file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Where `count` float32 scales lie in both files, and the zero points."""
+
+    new: int
+    base: int
+    count: int
+    new_zero: int
+    base_zero: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A tensor's bytes in the new file, and what they are predicted from.
+
+    They are `outer` x `rows` x `inner` elements; one row is one channel, `columns` = outer x inner
+    elements of it.
+    """
+
+    element: str
+    predictor: Predictor
+    new: int
+    base: int
+    outer: int
+    rows: int
+    inner: int
+    scales: Scales | None = None
+    factors: tuple[int, int] | None = None
+    """Offsets in the new file of as many floats as there are columns, and of one float."""
+    middle: int = 0
+    """The class that those of most rows are near."""
+    has_columns: bool = False
+    exponents: tuple[int, ...] = ()
+    """Of the low-rank part: one a component."""
+    left_middle: int = 0
+    right_middle: int = 0
+
+    @property
+    def columns(self) -> int:
+        """Elements of one row."""
+        return self.outer * self.inner
+
+    @property
+    def width(self) -> Width:
+        """The integers that the elements are."""
+        return Width(8 * int(self.element[1]), self.element[0] != "u")
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self.rows * self.columns * int(self.element[1])
+
+    @property
+    def place(self) -> Place:
+        """In the new file."""
+        return Place(self.new, self.length)
+
+    @property
+    def base_place(self) -> Place:
+        """In the base; empty when nothing is predicted from there."""
+        wanted = self.predictor in (Predictor.SAME, Predictor.RESCALED)
+        return Place(self.base, self.length if wanted else 0)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is coded before the residuals of a span; a decoder finds it there."""
+
+    rows: Ints
+    columns: Ints | None
+    left: "Factor"
+    right: "Factor"
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One side of the low-rank part: int8 (rank, rows or columns), and the classes of its rows."""
+
+    values: Rows
+    classes: Ints
+
+
+def as_rows(content: Bytes, offset: int, span: Span) -> Rows:
+    """Return the elements at `offset`, (rows, columns); no copy where one row lies in one piece."""
+    kind = span.element.replace("f", "i")
+    flat = np.frombuffer(content, f"<{kind}", span.rows * span.columns, offset)
+    if span.outer == 1:
+        return flat.reshape(span.rows, span.inner)
+    cube = flat.reshape(span.outer, span.rows, span.inner)
+    return cube.transpose(1, 0, 2).reshape(span.rows, span.columns)
+
+
+def place_rows(content: bytearray, span: Span, values: Rows) -> None:
+    """Write what `as_rows` would read."""
+    cube = values.reshape(span.rows, span.outer, span.inner).transpose(1, 0, 2)
+    content[span.new : span.new + span.length] = np.ascontiguousarray(cube).tobytes()
+
+
+Prediction: TypeAlias = Callable[[slice, slice], Floats]
+
+
+def prediction(span: Span, base: Bytes, new: Bytes) -> Prediction:
+    """Return what predicts a block of `span` without its low-rank part, (rows, columns)."""
+    if span.predictor is Predictor.NOTHING:
+        return lambda rows, columns: np.zeros(
+            (rows.stop - rows.start, columns.stop - columns.start)
+        )
+    if span.predictor is Predictor.PRODUCT:
+        product = _product(span, new)
+        return lambda rows, columns: product[:, columns].astype(np.float64)
+    old = as_rows(base, span.base, span)
+    if span.scales is None:
+        return lambda rows, columns: old[rows, columns].astype(np.float64)
+    ratio, base_zero, new_zero = (
+        ratios(span, base, new),
+        span.scales.base_zero,
+        span.scales.new_zero,
+    )
+
+    def rescaled(rows: slice, columns: slice) -> Floats:
+        part = ratio[rows if len(ratio) > 1 else slice(None)]
+        part = part[:, columns if part.shape[1] > 1 else slice(None)]
+        return (old[rows, columns].astype(np.float64) - base_zero) * part + new_zero
+
+    return rescaled
+
+
+def _product(span: Span, new: Bytes) -> NDArray[np.int32]:
+    assert span.factors is not None
+    many = np.frombuffer(new, "<f4", span.columns, span.factors[0])
+    with np.errstate(all="ignore"):
+        return (many * np.frombuffer(new, "<f4", 1, span.factors[1])).view("<i4").reshape(1, -1)
+
+
+def ratios(span: Span, base: Bytes, new: Bytes) -> Floats:
+    """Return old scale over new scale: (1, 1), (rows, 1) or (1, columns)."""
+    assert span.scales is not None
+    old = np.frombuffer(base, "<f4", span.scales.count, span.scales.base).astype(np.float64)
+    now = np.frombuffer(new, "<f4", span.scales.count, span.scales.new).astype(np.float64)
+    with np.errstate(all="ignore"):
+        ratio = old / now
+    return ratio.reshape((-1, 1) if span.scales.count in (1, span.rows) else (1, -1))
+
+
+def shared_part(span: Span, left: Ints, right: Ints, rows: slice, columns: slice) -> Floats:
+    """Return the low-rank part of a block: small integers in float64, so exact in any order."""
+    weights = np.ldexp(1.0, np.array(span.exponents))
+    part = (left[:, rows].astype(np.float64) * weights[:, None]).T @ right[:, columns].astype(
+        np.float64
+    )
+    return part / FACTOR_UNIT
+
+
+def code_span(
+    coder: Coder,
+    counts: Counts,
+    span: Span,
+    base: Bytes,
+    new: Bytes,
+    description: Description | None,
+    values: Rows | None,
+) -> Rows:
+    """Code the description of a span and its elements, (rows, columns)."""
+    rank = len(span.exponents)
+    left = _code_factor(
+        coder, counts, (rank, span.rows), span.left_middle, description and description.left
+    )
+    right = _code_factor(
+        coder, counts, (rank, span.columns), span.right_middle, description and description.right
+    )
+    row_classes = code_row_classes(
+        coder, counts, span.middle, span.rows, None if description is None else description.rows
+    )
+    column_classes = None
+    if span.has_columns:
+        given = None if description is None else description.columns
+        column_classes = code_classes(coder, counts, OF_COLUMNS, 0, span.columns, given)
+    predict = prediction(span, base, new)
+
+    def predicted(rows: slice, columns: slice) -> Floats:
+        found = predict(rows, columns)
+        return found + shared_part(span, left, right, rows, columns) if rank else found
+
+    return code_matrix(
+        coder,
+        counts,
+        span.width,
+        (span.rows, span.columns),
+        row_classes,
+        column_classes,
+        predicted,
+        f"<{span.element.replace('f', 'i')}",
+        values,
+    )
+
+
+def code_row_classes(
+    coder: Coder, counts: Counts, middle: int, count: int, classes: Ints | None
+) -> Ints:
+    """Code the classes of rows; a dead row is written as the lowest symbol."""
+    lowest = middle - REACH
+    given = None if classes is None else np.where(classes == DEAD, lowest, classes)
+    found = code_classes(coder, counts, OF_ROWS, middle, count, given)
+    return np.where(found <= lowest, DEAD, checked_classes(found)) if classes is None else classes
+
+
+def checked_classes(classes: Ints) -> Ints:
+    """Return the classes; refuse what is none."""
+    if np.any(classes > TOP):
+        raise DeltaError(f"expected classes up to {TOP}, got {classes.max()}")
+    return np.maximum(classes, 1)
+
+
+def code_matrix(
+    coder: Coder,
+    counts: Counts,
+    width: Width,
+    shape: tuple[int, int],
+    row_classes: Ints,
+    column_classes: Ints | None,
+    predicted: Prediction,
+    kind: str,
+    values: Rows | None,
+) -> Rows:
+    """Code the elements of a matrix, block by block."""
+    result = np.empty(shape, kind) if values is None else values
+    for rows, columns in blocks(*shape):
+        here = None if column_classes is None else column_classes[columns]
+        classes = spread_classes(row_classes[rows], here)
+        guess = width.clip(predicted(rows, columns))
+        given = None if values is None else values[rows, columns].astype(np.int64).ravel()
+        flat = np.broadcast_to(classes, guess.shape).ravel()
+        found = code(coder, counts, width, flat, guess.ravel(), given)
+        if values is None:
+            result[rows, columns] = found.reshape(guess.shape)
+    return result
+
+
+def _code_factor(
+    coder: Coder, counts: Counts, shape: tuple[int, int], middle: int, factor: Factor | None
+) -> Rows:
+    """Code one factor of the low-rank part: a small matrix, predicted from nothing."""
+    if not shape[0]:
+        return np.empty(shape, np.int8)
+    given = None if factor is None else factor.classes
+    classes = code_row_classes(coder, counts, middle, shape[0], given)
+    return code_matrix(
+        coder,
+        counts,
+        _FACTOR,
+        shape,
+        classes,
+        None,
+        lambda rows, columns: np.zeros((rows.stop - rows.start, columns.stop - columns.start)),
+        "<i1",
+        None if factor is None else factor.values,
+    )
