@@ -193,7 +193,7 @@ class Daemon:
     def _disk_or_engine(self, action: do.Action) -> None:
         match action:
             case do.MeasureSpace():
-                self._post(ev.SpaceMeasured(self._slots.measure_space()))
+                self._post(ev.SpaceMeasured(self._slots.measure_space(), self._slots.blobs()))
             case do.OpenTransfer(offer):
                 self._slots.open_transfer(offer)
             case do.WriteIndex(transfer, index):

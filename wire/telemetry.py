@@ -135,7 +135,7 @@ class Health(Document):
     transfer_bytes: Count = 0
     """Frame payload received since start."""
     chunks_bad: Count = 0
-    """Frames dropped since start: poisoned, misaddressed or unasked for."""
+    """Frames dropped since start: cut, poisoned or misaddressed."""
 
 
 class Ack(Document):

@@ -141,8 +141,10 @@ def on_manifest(turn: Turn, digest: str, manifest: Manifest | None, detail: str)
         finish(turn, deployment, Phase.REJECTED, Reason.BAD_MANIFEST, detail)
 
 
-def on_space(turn: Turn, free_bytes: int) -> None:
+def on_space(turn: Turn, free_bytes: int, blobs: frozenset[str]) -> None:
     """Choose the variant and see that it fits before the first byte of it is fetched."""
+    # What vanished from the disk is fetched again.
+    turn.state.blobs = turn.state.blobs & blobs
     deployment = turn.state.active()
     if deployment is None or deployment.phase is not Phase.PREFLIGHT:
         return
@@ -230,7 +232,8 @@ def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: 
         return  # patience: no deadline runs while there is nobody to ask
     idle = turn.now.mono - download.last_progress
     if idle >= release.fetch_deadline_s:
-        detail = f"no chunk for {idle:.0f} s at {download.done_bytes} bytes"
+        bad = f"; {download.bad} wrong frames were dropped" if download.bad else ""
+        detail = f"no chunk for {idle:.0f} s at {download.done_bytes} bytes{bad}"
         finish(turn, deployment, Phase.TIMED_OUT, Reason.NO_PROGRESS, detail)
         return
     for request in download.requests_due(turn.now.mono):
@@ -266,9 +269,20 @@ def on_frame(turn: Turn, index: str, frame: ChunkFrame) -> None:
                 state.progress_wanted = True
                 turn.do(WriteChunk(transfer, offset, payload))
             case FrameRejected(text):
-                state.chunks_bad += 1
-                if download.bad in (1, 10, 100) or download.bad % 1000 == 0:
-                    turn.say(f"frame dropped: {text} ({download.bad} so far)", "warning")
+                _count_bad(turn, download, text)
+
+
+def on_broken(turn: Turn, index: str, text: str) -> None:
+    """Count what came in place of a frame."""
+    download = turn.state.download
+    if download is not None and download.offer.index == index:
+        _count_bad(turn, download, download.reject(text, turn.now.mono).text)
+
+
+def _count_bad(turn: Turn, download: Download, text: str) -> None:
+    turn.state.chunks_bad += 1
+    if download.bad in (1, 10, 100) or download.bad % 1000 == 0:
+        turn.say(f"frame dropped: {text} ({download.bad} so far)", "warning")
 
 
 def on_transfer_failed(turn: Turn, transfer: str, reason: Reason, detail: str) -> None:

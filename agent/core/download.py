@@ -20,6 +20,8 @@ from wire.transfer import (
 
 FIRST_TIMEOUT_S = 1.0
 LAST_TIMEOUT_S = 60.0
+POISON_LIMIT = 16
+"""Wrong frames in a row, after which nothing is asked for during a while, longer each time."""
 ROUNDING = 1e-6
 """So that a wake-up planned for a whole chunk finds a whole chunk."""
 
@@ -74,6 +76,8 @@ class Download:
     _asked: dict[int, float] = field(default_factory=dict)
     _cursor: int = 0
     _timeout: float = FIRST_TIMEOUT_S
+    _bad_in_a_row: int = 0
+    _quiet_until: float = 0.0
     _allowance: float = 0.0
     """Bytes that may be asked for."""
     _allowed_at: float = 0.0
@@ -111,9 +115,9 @@ class Download:
         if not self.opened or frame.part != self.part:
             return []
         if frame.number >= self.offer.part_chunks(frame.part):
-            return [self._reject(frame, "number beyond the end")]
+            return [self._reject(frame, "number beyond the end", now)]
         if len(frame.payload) != self.offer.chunk_length(frame.part, frame.number):
-            return [self._reject(frame, f"unexpected length {len(frame.payload)}")]
+            return [self._reject(frame, f"unexpected length {len(frame.payload)}", now)]
         return self._index_frame(frame, now) if frame.part == "index" else self._data(frame, now)
 
     def _index_frame(self, frame: ChunkFrame, now: float) -> list[DownloadEvent]:
@@ -125,7 +129,9 @@ class Download:
         index = b"".join(self._index_frames[n] for n in sorted(self._index_frames))
         self._index_frames.clear()
         if "sha256:" + chunk_hash(index).hex() != self.offer.index:
-            return [self._reject(frame, "the index does not match its digest")]
+            # Which of its frames lied cannot be known, so all of them are asked for again.
+            self._back_off(now)
+            return [self._reject(frame, "the index does not match its digest", now)]
         self.index = index
         self._asked.clear()
         self._progress(now)
@@ -136,7 +142,7 @@ class Download:
             return []
         place = frame.number * HASH_BYTES
         if chunk_hash(frame.payload) != self.index[place : place + HASH_BYTES]:
-            return [self._reject(frame, "payload does not match the index")]
+            return [self._reject(frame, "payload does not match the index", now)]
         self._present[frame.number] = 1
         self._count += 1
         self._asked.pop(frame.number, None)
@@ -147,21 +153,40 @@ class Download:
     def _progress(self, now: float) -> None:
         self.last_progress = now
         self._timeout = FIRST_TIMEOUT_S
+        self._bad_in_a_row = 0
+        self._quiet_until = now
 
-    def _reject(self, frame: ChunkFrame, why: str) -> FrameRejected:
+    def _reject(self, frame: ChunkFrame, why: str, now: float) -> FrameRejected:
+        return self.reject(f"{self.offer.transfer[:19]} {frame.part} {frame.number}: {why}", now)
+
+    def reject(self, text: str, now: float) -> FrameRejected:
+        """Count a frame that cannot be right; after many in a row, ask for nothing for a while."""
         self.bad += 1
-        return FrameRejected(f"{self.offer.transfer[:19]} {frame.part} {frame.number}: {why}")
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row >= POISON_LIMIT:
+            self._back_off(now)
+        return FrameRejected(text)
+
+    def _back_off(self, now: float) -> None:
+        self._bad_in_a_row = 0
+        if now >= self._quiet_until:  # what nobody asked for must not make it longer
+            self._asked.clear()
+            self._lengthen_timeout()
+            self._quiet_until = now + self._timeout
+
+    def _lengthen_timeout(self) -> None:
+        self._draws += 1
+        wait = min(self._timeout * 2, LAST_TIMEOUT_S)
+        self._timeout = wait * (0.75 + 0.5 * draw(self.seed, self._draws))
 
     def requests_due(self, now: float) -> list[FetchRequest]:
         """Return what to ask for now: the next window, and what was asked for in vain."""
-        if not self.opened or self.complete:
+        if not self.opened or self.complete or now < self._quiet_until:
             return []
         overdue = [n for n, asked in self._asked.items() if now >= asked + self._timeout]
         if overdue and self.last_progress <= max(self._asked[n] for n in overdue):
             # Silence since we asked: the next wait is longer, and not the same on every device.
-            self._draws += 1
-            wait = min(self._timeout * 2, LAST_TIMEOUT_S)
-            self._timeout = wait * (0.75 + 0.5 * draw(self.seed, self._draws))
+            self._lengthen_timeout()
         for number in overdue:
             del self._asked[number]
         if len(self._asked) > self.window // 2 and not overdue:
@@ -215,6 +240,9 @@ class Download:
         """Return when `requests_due` next has something to say, in monotonic seconds."""
         if not self.opened or self.complete:
             return None
+        return max(self._due(), self._quiet_until)
+
+    def _due(self) -> float:
         patience = [asked + self._timeout for asked in self._asked.values()]
         if not self.rate_bytes_s or self._allowance + ROUNDING >= self.offer.chunk_bytes:
             return min(patience, default=0.0)

@@ -56,6 +56,14 @@ class FrameCame:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameBroken:
+    """What came on a transfer's topic is no frame at all."""
+
+    index: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class AckCame:
     """The controller committed our telemetry up to here."""
 
@@ -126,9 +134,10 @@ class ManifestRead:
 
 @dataclass(frozen=True, slots=True)
 class SpaceMeasured:
-    """Free bytes for artifacts, asked for by MeasureSpace."""
+    """Free bytes for artifacts and the blobs that lie there, asked for by MeasureSpace."""
 
     free_bytes: int
+    blobs: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +203,7 @@ Event = (
     | DesiredCame
     | Refused
     | FrameCame
+    | FrameBroken
     | AckCame
     | CommandCame
     | TwinSeen

@@ -29,6 +29,7 @@ from agent.core.events import (
     EngineFailed,
     EngineReady,
     Event,
+    FrameBroken,
     FrameCame,
     HealthSampled,
     ManifestRead,
@@ -82,6 +83,8 @@ def _route(turn: Turn, event: Event) -> None:
             telemetry.refuse(turn, text)
         case FrameCame(index, frame):
             deploy.on_frame(turn, index, frame)
+        case FrameBroken(index, text):
+            deploy.on_broken(turn, index, text)
         case AckCame(sequence):
             telemetry.on_ack(turn, sequence)
         case CommandCame(command):
@@ -98,8 +101,8 @@ def _route(turn: Turn, event: Event) -> None:
             deploy.on_refused(turn, file, reason, detail)
         case ManifestRead(digest, manifest, detail):
             deploy.on_manifest(turn, digest, manifest, detail)
-        case SpaceMeasured(free_bytes):
-            deploy.on_space(turn, free_bytes)
+        case SpaceMeasured(free_bytes, blobs):
+            deploy.on_space(turn, free_bytes, blobs)
         case EngineReady(number, models):
             generation = serve.on_ready(turn, number, models)
             if generation is not None and generation.role == "challenger":

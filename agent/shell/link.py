@@ -23,6 +23,7 @@ from agent.core.events import (
     DesiredCame,
     Disconnected,
     Event,
+    FrameBroken,
     FrameCame,
     Refused,
     TwinSeen,
@@ -316,13 +317,18 @@ class Link:
         return None
 
     def _frame(self, topic: Topic, body: bytes) -> Event | None:
+        """Return what came as a frame; whoever fetches counts what is none."""
         with self._lock:
             wanted = topic.owner in self._indexes
         if not wanted:
             return None
-        frame = ChunkFrame.decode(body)
+        try:
+            frame = ChunkFrame.decode(body)
+        except DecodeError as error:
+            return FrameBroken(topic.owner, str(error))
         if frame.part != topic.kind.value:
-            raise DecodeError(f"frame: expected part {topic.kind.value}, got {frame.part}")
+            text = f"frame: expected part {topic.kind.value}, got {frame.part}"
+            return FrameBroken(topic.owner, text)
         return FrameCame(topic.owner, frame)
 
     def _command(self, topic: Topic, body: bytes) -> Event:

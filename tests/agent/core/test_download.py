@@ -101,7 +101,8 @@ def test_a_wrong_index_is_thrown_away_and_asked_for_again() -> None:
 
     assert asked(download, 0.0) == list(range(offer.part_chunks("index")))
     assert [type(event) for event in give(forged)] == [FrameRejected]
-    assert asked(download, 0.1) == list(range(offer.part_chunks("index")))
+    assert asked(download, 0.1) == []
+    assert asked(download, download.next_due() or 0.0) == list(range(offer.part_chunks("index")))
     assert give(index) == [IndexVerified(index)]
     assert download.part == "data"
 
@@ -167,3 +168,92 @@ def test_a_cap_below_one_chunk_a_second_still_ends() -> None:
 
     assert download.complete
     assert now > 390
+
+
+def poison(number: int) -> ChunkFrame:
+    return ChunkFrame("data", number, b"\xff" * CHUNK)
+
+
+def test_a_source_that_keeps_poisoning_is_asked_less_and_less() -> None:
+    download = started(window=32)
+
+    now, rounds, wrong = 0.0, [], 0
+    while now < 600:
+        numbers = asked(download, now)
+        if numbers:
+            rounds.append(now)
+        for number in numbers:
+            download.receive(poison(number), now)
+            wrong += 1
+        due = download.next_due()
+        assert due is not None and due > now
+        now = due
+
+    waits = [b - a for a, b in itertools.pairwise(rounds)]
+    assert download.bad == wrong > 0
+    assert len(rounds) <= 16
+    assert 1.4 < waits[0] < 2.6
+    assert all(wait <= 60 * 1.25 for wait in waits) and max(waits) > 45
+
+
+def test_poison_that_nobody_asked_for_does_not_prolong_the_silence() -> None:
+    download = started(window=16)
+    asked(download, 0.0)
+    for _ in range(16):
+        download.receive(poison(1), 0.0)
+    due = download.next_due()
+
+    for _ in range(1000):
+        download.receive(poison(1), 0.5)
+
+    assert download.next_due() == due
+    assert due is not None and asked(download, due) == list(range(16))
+
+
+def test_one_good_chunk_ends_the_silence() -> None:
+    download = started(window=16)
+    asked(download, 0.0)
+    for _ in range(16):
+        download.receive(poison(1), 0.0)
+    assert asked(download, 0.1) == []
+
+    download.receive(frame(0), 0.2)
+
+    due = download.next_due()
+    assert due is not None and due < 1
+    assert asked(download, due) == list(range(1, 17))
+
+
+def test_a_few_wrong_frames_among_good_ones_slow_nothing_down() -> None:
+    download = started(window=16)
+
+    now = 0.0
+    while not download.complete and now < 60:
+        for number in asked(download, now):
+            if number % 5 == 0:
+                download.receive(poison(number), now)
+            download.receive(frame(number), now)
+        now += 0.01
+
+    assert download.complete
+    assert now < 1
+
+
+def test_an_index_that_is_always_wrong_is_asked_for_less_and_less() -> None:
+    offer = offer_of(BODY)
+    download = Download(offer, 16, "seed")
+    download.open(b"", frozenset(), 0.0)
+
+    now, rounds = 0.0, 0
+    while now < 600:
+        numbers = asked(download, now)
+        rounds += bool(numbers)
+        for number in numbers:
+            length = offer.chunk_length("index", number)
+            download.receive(ChunkFrame("index", number, bytes(length)), now)
+        due = download.next_due()
+        assert due is not None and due > now
+        now = due
+
+    assert rounds <= 16
+    assert download.bad == rounds

@@ -306,7 +306,7 @@ class World:
             case do.Enqueue(item):
                 self.outbox.append(item.seq)
             case do.MeasureSpace():
-                self.local.append(ev.SpaceMeasured(self.free_bytes))
+                self.local.append(ev.SpaceMeasured(self.free_bytes, frozenset(self.blobs)))
             case do.OpenTransfer(offer):
                 self._open(offer)
             case do.WriteIndex(transfer, index):
