@@ -4,6 +4,7 @@ Nothing is queued for a broker that is not there: what must arrive is published 
 who own it, on Connected or until it is acknowledged above MQTT.
 """
 
+import contextlib
 import logging
 import random
 import socket
@@ -47,6 +48,7 @@ HANDSHAKE_S = 20.0
 """From the TCP connection until the broker granted our subscriptions."""
 RESUBSCRIBE_S = (5.0, 15.0)
 """NATS, just restarted, withholds retained messages from the first to subscribe."""
+GOODBYE_S = 1.0
 MAX_INFLIGHT = 64
 MAX_QUEUED = 256
 REFUSALS_PER_MINUTE = 12
@@ -231,6 +233,7 @@ class Link:
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
         client.on_socket_open = _no_delay
+        client.on_socket_close = _hear_out
         # With somebody to tell, other threads leave the writing to ours.
         client.on_socket_register_write = _written_by_the_loop
         return client
@@ -396,6 +399,20 @@ def _no_delay(_client: mqtt.Client, _data: Any, sock: Any) -> None:
 
 def _written_by_the_loop(_client: mqtt.Client, _data: Any, _sock: Any) -> None:
     """Do nothing: `loop` asks paho itself what is left to write."""
+
+
+def _hear_out(_client: mqtt.Client, _data: Any, sock: Any) -> None:
+    """Let the broker read our DISCONNECT; closing while it sends would reset the connection.
+
+    It would then publish our last will.
+    """
+    deadline = time.monotonic() + GOODBYE_S
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+        while (left := deadline - time.monotonic()) > 0:
+            sock.settimeout(left)
+            if not sock.recv(65536):
+                return
 
 
 def _close(client: mqtt.Client) -> None:

@@ -2,6 +2,7 @@ import logging
 import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,11 +67,15 @@ class Peer:
         granted.get(timeout=5)
 
     def publish(self, topic: Topic, body: bytes, *, retain: bool | None = None) -> None:
+        self.send(topic, body, retain=retain).wait_for_publish(5)
+
+    def send(
+        self, topic: Topic, body: bytes, *, retain: bool | None = None
+    ) -> mqtt.MQTTMessageInfo:
         rule = topics.RULES[topic.kind]
-        info = self._client.publish(
+        return self._client.publish(
             topics.build(topic), body, rule.qos, rule.retain if retain is None else retain
         )
-        info.wait_for_publish(5)
 
     def status(self, wanted: Callable[[Status], bool], timeout_s: float = 8.0) -> None:
         """Wait for a status that `wanted` accepts."""
@@ -95,6 +100,23 @@ def peer_of(broker: Broker) -> Iterator[Peer]:
         yield peer
     finally:
         peer.close()
+
+
+@contextmanager
+def flood(peer: Peer) -> Iterator[None]:
+    """Keep the broker busy with sending to the device."""
+    over = threading.Event()
+
+    def publish() -> None:
+        while not over.is_set():
+            sent = [peer.send(Topic(Kind.ACK, DEVICE), bytes(8000)) for _ in range(200)]
+            sent[-1].wait_for_publish(5)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
 
 
 class Ear:
@@ -326,6 +348,19 @@ def test_two_agents_with_one_id_see_each_other_and_one_can_yield_silently(
         with pytest.raises(queue.Empty):
             peer.status(lambda s: not s.online, 0.5)
         new_ear.next(Connected)
+
+
+def test_a_yield_is_silent_even_while_the_broker_is_talking(broker: Broker) -> None:
+    with peer_of(broker) as peer, linked(broker.url) as (link, ear):
+        for _ in range(4):
+            ear.next(Connected)
+            with flood(peer):
+                time.sleep(0.3)
+                link.yield_for(0.5)
+                ear.next(Disconnected)
+
+        with pytest.raises(queue.Empty):
+            peer.status(lambda s: not s.online, 2.0)
 
 
 def test_what_an_earlier_life_left_retained_is_no_other_agent(broker: Broker) -> None:
