@@ -228,6 +228,14 @@ class Controller:
 
     def start_rollout(self, request: RolloutRequest) -> RolloutView:
         """Start to bring a release to devices."""
+        # Deltas are made here, on the caller's thread, before the loop needs them.
+        for base, file in self._ask(lambda: self._books.delta_pairs(request, time.time())):
+            try:
+                ways = self._blobs.delta(base, file)
+            except OSError as error:
+                log.warning("%s will travel whole: %s", file, error)
+            else:
+                self._ask(partial(self._keep_delta, base, file, ways))
         return self._ask(lambda: self._start_rollout(request))
 
     def rollouts(self) -> list[RolloutView]:
@@ -602,6 +610,8 @@ class Controller:
         """Build everything from the store."""
         for release in self._store.releases():
             self._keep_release(release, self._offers_of(release))
+        for (base, file), ways in self._blobs.deltas().items():
+            self._keep_delta(base, file, ways)
         for device, acked in self._store.devices():
             self._census.restore(device)
             self._ledgers[device.id] = Ledger(acked)
@@ -636,6 +646,10 @@ class Controller:
     def _keep_release(self, release: Release, offers: tuple[tuple[Offer, ...], ...]) -> None:
         self._books.keep_release(release, offers)
         self._offers.update({offer.index: offer for ways in offers for offer in ways})
+
+    def _keep_delta(self, base: str, file: str, ways: tuple[Offer, ...]) -> None:
+        self._books.deltas[base, file] = ways
+        self._offers.update({offer.index: offer for offer in ways})
 
     # ---- answers to the API, on the loop
 

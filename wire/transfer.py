@@ -31,6 +31,7 @@ _HEADER = struct.Struct(">2sBBI")
 FRAME_OVERHEAD = _HEADER.size
 
 FramePart = Literal["index", "data"]
+Encoding = Literal["identity", "zstd", "delta"]
 _PARTS: dict[int, FramePart] = {1: "index", 2: "data"}
 _CODES = {part: code for code, part in _PARTS.items()}
 
@@ -40,7 +41,7 @@ class Offer(Part):
 
     file: Digest
     file_bytes: Size
-    encoding: Literal["identity", "zstd", "delta"] = "identity"
+    encoding: Encoding = "identity"
     base: Digest | None = None
     """With `delta`: the file that the device must hold to make this one of it."""
     transfer: Digest

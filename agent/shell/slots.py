@@ -18,6 +18,8 @@ import os
 import queue
 import re
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -46,6 +48,8 @@ CLOSE_S = 5.0
 """How long closing waits for the thread; it looks up after every piece."""
 
 PIECE_BYTES = 256 * 1024
+DECODE_COMMAND = (sys.executable, "-m", "delta", "decode")
+DECODE_S = 600.0
 SYNC_BYTES = 8 * 1024 * 1024
 MAX_ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
 """What zstd level 19 uses at most. A frame that wants more memory is refused."""
@@ -368,7 +372,10 @@ class Slots:
                 os.fsync(fd)
                 ready = part
             else:
-                self._unpack(fd, offer, unpacked)
+                if offer.base is not None:
+                    self._undo_delta(offer, offer.base, part, unpacked)
+                else:
+                    self._unpack(fd, offer, unpacked)
                 ready = unpacked
             with self._lock:
                 self._fresh.add(offer.file)
@@ -434,6 +441,32 @@ class Slots:
                 _write_all(out.fileno(), piece, size - len(piece))
                 self._written += len(piece)
             _compare(offer, hasher.hexdigest(), size)
+            os.fsync(out.fileno())
+
+    def _undo_delta(self, offer: Offer, base: str, delta: Path, target: Path) -> None:
+        """Make the file in a child: decoding needs numpy, and memory that goes away with it."""
+        self._respect_reserve(offer.file_bytes)
+        command = [*DECODE_COMMAND, "--base", str(self.blob_path(base)), "--delta", str(delta)]
+        command += ["--out", str(target), "--max-bytes", str(offer.file_bytes)]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=DECODE_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise _RefusalError(
+                Reason.BAD_ARTIFACT, f"the delta was not decoded within {DECODE_S:.0f} s"
+            ) from None
+        if done.returncode:
+            words = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            why = words[-1][:300] if words else f"exit status {done.returncode}"
+            raise _RefusalError(Reason.BAD_ARTIFACT, f"the delta was not decoded: {why}")
+        self._written += offer.file_bytes
+        with target.open("rb") as out:
+            self._check_file(out.fileno(), offer)
             os.fsync(out.fileno())
 
     # ---- small change

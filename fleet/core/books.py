@@ -10,7 +10,7 @@ from fleet.core.rollout import Assign, Assignment, Rollout, fallback_for
 from fleet.core.scores import Totals
 from fleet.core.views import DeviceView, Refusal, ReleaseView, RolloutRequest, RolloutView
 from wire.ids import ReleaseRef
-from wire.manifest import Manifest
+from wire.manifest import Manifest, Variant
 from wire.telemetry import Health, ScoreWindow
 from wire.transfer import CHUNK_BYTES, Offer
 from wire.twin import Desired, DesiredRelease
@@ -41,6 +41,8 @@ class Books:
         """By digest."""
         self.offers: dict[str, tuple[tuple[Offer, ...], ...]] = {}
         """Of a release's digest: the ways in which its manifest, then each file, can travel."""
+        self.deltas: dict[tuple[str, str], tuple[Offer, ...]] = {}
+        """Of a base and a file: the ways in which the one is made of the other."""
         self.assignments: dict[str, dict[str, Assignment]] = {}
         """Device -> model -> what it should run."""
         self.revisions: dict[str, int] = {}
@@ -167,18 +169,57 @@ class Books:
         """Return each file in the largest chunks that the device can take."""
         reported = self.census.get(device).reported
         limit = reported.capabilities.max_chunk_bytes if reported else CHUNK_BYTES
-        return tuple(
-            next((offer for offer in ways if offer.chunk_bytes <= limit), ways[-1])
-            for ways in self.offers[release]
-        )
+        held = self._held(device)
+        fitting = []
+        for plain in self.offers[release]:
+            deltas = [self.deltas.get((base, plain[0].file), ()) for base in held]
+            for ways in (*filter(None, deltas), plain):
+                fits = (offer for offer in ways if offer.chunk_bytes <= limit)
+                fitting.append(next(fits, ways[-1]))
+        return tuple(fitting)
+
+    def _held(self, device: str) -> list[str]:
+        """Return the artifacts that serve on a device: what a delta may rest on."""
+        return [variant.artifact.digest for _, variant in self._serving(device)]
+
+    def _serving(self, device: str) -> list[tuple[str, Variant]]:
+        """Return model and variant of what serves on a device, as far as it was pushed here."""
+        reported = self.census.get(device).reported
+        found = []
+        for serving in reported.serving if reported else ():
+            release = self.releases.get(serving.manifest)
+            variants = release.manifest.variants if release else ()
+            found += [(serving.model, v) for v in variants if v.name == serving.variant]
+        return found
+
+    def delta_pairs(self, request: RolloutRequest, now: float) -> set[tuple[str, str]]:
+        """Return the bases on the devices meant, each with the file that is to come of it.
+
+        Raises:
+            Refusal: as for the rollout itself.
+        """
+        plan = self.plan(request, now)
+        variants = self.releases[plan.manifest].manifest.variants
+        pairs = {
+            (base.artifact.digest, new.artifact.digest)
+            for wave in plan.waves
+            for device in wave
+            for model, base in self._serving(device)
+            for new in variants
+            if model == plan.model and new.format == base.format
+        }
+        return {(base, new) for base, new in pairs if base != new} - self.deltas.keys()
 
     def offered(self, device: str) -> list[Offer]:
         """Return all that a device may fetch, in chunks of any size.
 
         It may come back with another limit than the one its document was made for.
         """
-        releases = (each.manifest for each in self.orders(device).values())
-        return [offer for digest in releases for ways in self.offers[digest] for offer in ways]
+        releases = [each.manifest for each in self.orders(device).values()]
+        ways = [ways for digest in releases for ways in self.offers[digest]]
+        files = {each[0].file for each in ways}
+        ways += [each for (_, file), each in self.deltas.items() if file in files]
+        return [offer for each in ways for offer in each]
 
     # ---- rollouts
 

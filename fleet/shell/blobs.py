@@ -4,6 +4,7 @@ blobs/{hex}                  the file
 transfers/{hex}.zst          its compressed form, where that pays
 transfers/{hex}.{n}.index    the hashes of the chunks of what travels, cut into n bytes
 transfers/{hex}.json         the Offers; written last, so that it vouches for the others
+transfers/{hex}-{base}.delta what makes the file of another, with its own .index and .json
 """
 
 import hashlib
@@ -20,17 +21,21 @@ from pydantic import TypeAdapter, ValidationError
 
 from fleet.core.views import Refusal
 from wire.ids import digest_hex, digest_of
-from wire.transfer import CHUNK_BYTES, MAX_CHUNKS, FramePart, Offer, chunk_hash
+from wire.transfer import CHUNK_BYTES, MAX_CHUNKS, Encoding, FramePart, Offer, chunk_hash
 
 ZSTD_LEVEL = 10
 WORTH_IT = 0.97
 """A compressed form longer than this share of the file costs devices more than it saves."""
 
 OPEN_FILES = 16
+MAX_DELTA_BYTES = 64 * 1024 * 1024
+"""Of the file and of its base: the encoder holds both, and takes about a second a megabyte."""
+
 SMALLER_CHUNKS = (16 * 1024, 4 * 1024)
 """For devices that cannot take the usual ones, such as those behind a broker of small messages."""
 
 _OFFERS = TypeAdapter(tuple[Offer, ...])
+_SUFFIXES = {"zstd": "zst", "delta": "delta"}
 
 
 class Blobs:
@@ -100,7 +105,7 @@ class Blobs:
         """
         with self._building:
             if digest not in self._offers:
-                self._offers[digest] = self._read_offers(digest) or self._build(digest)
+                self._offers[digest] = self._read_offers(_stem(digest)) or self._build(digest)
             return self._offers[digest]
 
     def read_chunk(self, offer: Offer, part: FramePart, number: int) -> bytes:
@@ -109,12 +114,13 @@ class Blobs:
         Raises:
             OSError: the file is gone, or shorter than it was.
         """
+        stem = _stem(offer.file, offer.base)
         if part == "index":
-            path = self._beside(offer.file, f"{offer.chunk_bytes}.index")
-        elif offer.encoding == "zstd":
-            path = self._beside(offer.file, "zst")
-        else:
+            path = self._transfers / f"{stem}.{offer.chunk_bytes}.index"
+        elif offer.encoding == "identity":
             path = self.path(offer.file)
+        else:
+            path = self._transfers / f"{stem}.{_SUFFIXES[offer.encoding]}"
         length = offer.chunk_length(part, number)
         with self._reading:
             data = os.pread(self._file(path).fileno(), length, number * offer.chunk_bytes)
@@ -135,19 +141,51 @@ class Blobs:
             self._open.popitem(last=False)[1].close()
         return file
 
-    def _beside(self, digest: str, suffix: str) -> Path:
-        return self._transfers / f"{digest_hex(digest)}.{suffix}"
+    def deltas(self) -> dict[tuple[str, str], tuple[Offer, ...]]:
+        """Return the deltas that were made, by base and file."""
+        found = {}
+        for path in self._transfers.glob("*-*.json"):
+            offers = self._read_offers(path.stem) or ()
+            if offers and offers[0].base is not None:
+                found[offers[0].base, offers[0].file] = offers
+        return found
 
-    def _read_offers(self, digest: str) -> tuple[Offer, ...]:
-        try:
-            return _OFFERS.validate_json(self._beside(digest, "json").read_bytes())
-        except (FileNotFoundError, ValidationError):
+    def delta(self, base: str, file: str) -> tuple[Offer, ...]:
+        """Return the ways in which `file` travels to who has `base`; none where it does not pay.
+
+        The first time this takes about a second a megabyte.
+
+        Raises:
+            OSError: one of the two is not kept, or the disk refuses.
+        """
+        stem = _stem(file, base)
+        with self._building:
+            made = self._read_offers(stem)
+            return made if made is not None else self._build_delta(base, file, stem)
+
+    def _build_delta(self, base: str, file: str, stem: str) -> tuple[Offer, ...]:
+        from delta import encode  # numpy, only where a delta is made
+
+        delta = None
+        if max(self.size(base), self.size(file)) <= MAX_DELTA_BYTES:
+            delta = encode(self.path(base).read_bytes(), self.path(file).read_bytes())
+        plain = self._offers[file][0] if file in self._offers else None
+        if delta is None or (plain is not None and len(delta) > WORTH_IT * plain.transfer_bytes):
+            self._keep(f"{stem}.json", _OFFERS.dump_json(()))
             return ()
+        self._keep(f"{stem}.delta", delta)
+        return self._cut(self._transfers / f"{stem}.delta", file, "delta", base)
+
+    def _read_offers(self, stem: str) -> tuple[Offer, ...] | None:
+        try:
+            return _OFFERS.validate_json((self._transfers / f"{stem}.json").read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
 
     def _build(self, digest: str) -> tuple[Offer, ...]:
         source = self.path(digest)
         size = source.stat().st_size
-        packed = self._beside(digest, "zst")
+        packed = self._transfers / f"{_stem(digest)}.zst"
         with _new_file(packed) as file:
             with source.open("rb") as plain:
                 zstandard.ZstdCompressor(level=ZSTD_LEVEL).copy_stream(plain, file, size=size)
@@ -156,15 +194,23 @@ class Blobs:
                 _settle(file, packed)
             else:
                 Path(file.name).unlink()
-        travels = packed if worth else source
+        if worth:
+            return self._cut(packed, digest, "zstd")
+        return self._cut(source, digest, "identity")
+
+    def _cut(
+        self, travels: Path, file: str, encoding: Encoding, base: str | None = None
+    ) -> tuple[Offer, ...]:
+        """Make and keep the indexes and the offers of what travels in the place of `file`."""
         length = travels.stat().st_size
         sizes = [each for each in self._sizes if length <= MAX_CHUNKS * each]
         transfer, indexes = _hash_chunks(travels, sizes or list(self._sizes[:1]))
         offers = tuple(
             Offer(
-                file=digest,
-                file_bytes=size,
-                encoding="zstd" if worth else "identity",
+                file=file,
+                file_bytes=self.size(file),
+                encoding=encoding,
+                base=base,
                 transfer=transfer,
                 transfer_bytes=length,
                 index=digest_of(index),
@@ -172,13 +218,14 @@ class Blobs:
             )
             for chunk_bytes, index in indexes.items()
         )
+        stem = _stem(file, base)
         for chunk_bytes, index in indexes.items():
-            self._keep_beside(digest, f"{chunk_bytes}.index", index)
-        self._keep_beside(digest, "json", _OFFERS.dump_json(offers))
+            self._keep(f"{stem}.{chunk_bytes}.index", index)
+        self._keep(f"{stem}.json", _OFFERS.dump_json(offers))
         return offers
 
-    def _keep_beside(self, digest: str, suffix: str, data: bytes) -> None:
-        target = self._beside(digest, suffix)
+    def _keep(self, name: str, data: bytes) -> None:
+        target = self._transfers / name
         with _new_file(target) as file:
             file.write(data)
             _settle(file, target)
@@ -226,6 +273,11 @@ class Writer:
         with suppress(OSError):
             self._file.close()
         Path(self._file.name).unlink(missing_ok=True)
+
+
+def _stem(file: str, base: str | None = None) -> str:
+    """Return how the names begin of what lies under transfers/ for a file."""
+    return digest_hex(file) if base is None else f"{digest_hex(file)}-{digest_hex(base)[:16]}"
 
 
 def _new_file(target: Path) -> "tempfile._TemporaryFileWrapper[bytes]":

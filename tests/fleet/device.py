@@ -15,6 +15,7 @@ import paho.mqtt.client as mqtt
 import zstandard
 from paho.mqtt.enums import CallbackAPIVersion
 
+import delta
 from wire.codec import Document, decode, encode
 from wire.command import Command, CommandResult
 from wire.ids import digest_of
@@ -74,6 +75,7 @@ class ScriptedDevice:
         self.acks: list[int] = []
         self.desired: list[Desired] = []
         self.frames = 0
+        self.taken: list[Offer] = []
         self.files: dict[str, bytes] = {}
         self.serving: dict[str, Serving] = {}
         self.deployments: dict[str, DeploymentReport] = {}
@@ -202,7 +204,9 @@ class ScriptedDevice:
             return
         self._phase(release, Phase.FETCHING)
         for offer in release.offers:
-            if offer.file not in self.files:
+            at_hand = offer.base is None or offer.base in self.files
+            if offer.file not in self.files and at_hand:
+                self.taken.append(offer)
                 self.files[offer.file] = self._fetch(offer)
         self._phase(release, Phase.PROBATION)
         phase, reason, detail = self.script(release)
@@ -245,6 +249,8 @@ class ScriptedDevice:
         assert digest_of(data) == offer.transfer
         if offer.encoding == "zstd":
             data = zstandard.ZstdDecompressor().decompress(data, offer.file_bytes)
+        if offer.base is not None:
+            data = bytes(delta.decode(self.files[offer.base], data, offer.file_bytes))
         assert digest_of(data) == offer.file
         return data
 

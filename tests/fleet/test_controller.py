@@ -86,7 +86,11 @@ class World:
         return any(d.id == id and d.online and d.agent for d in self.controller.devices())
 
     def push(self, version: int, size: int = 200_000) -> Manifest:
-        artifact = random.Random(version).randbytes(size // 2) + bytes(size // 2)
+        return self.push_bytes(
+            version, random.Random(version).randbytes(size // 2) + bytes(size // 2)
+        )
+
+    def push_bytes(self, version: int, artifact: bytes) -> Manifest:
         manifest = sample_manifest(version, artifact)
         writer = self.controller.open_blob(digest_of(artifact))
         writer.write(artifact)
@@ -195,6 +199,30 @@ def test_a_device_behind_a_broker_of_short_messages_gets_the_same_file_in_smalle
         offers = device.desired[-1].releases[0].offers
         assert {offer.chunk_bytes for offer in offers} == {chunk_bytes}
         assert digest_of(device.files[artifact]) == artifact
+
+
+def test_who_has_the_release_before_is_offered_what_changed(world: World) -> None:
+    first = random.Random(1).randbytes(150_000)
+    second = bytearray(first)
+    second[1000:1010] = b"0123456789"
+    old, new = world.push_bytes(1, first), world.push_bytes(2, bytes(second))
+    keeper = world.device("cam-1")
+    world.ended(world.roll_out("digits@1", to="device=cam-1").id)
+    newcomer = world.device("cam-2")
+
+    ended = world.ended(world.roll_out("digits@2").id)
+    world.restart_controller()
+
+    artifact = new.variants[0].artifact.digest
+    ways = {
+        device.id: [offer for offer in device.taken if offer.file == artifact]
+        for device in (keeper, newcomer)
+    }
+    assert ended.status is RolloutStatus.COMPLETED, ended.because
+    assert [offer.base for offer in ways["cam-1"]] == [old.variants[0].artifact.digest]
+    assert ways["cam-1"][0].transfer_bytes < 1000
+    assert [offer.encoding for offer in ways["cam-2"]] == ["identity"]
+    assert keeper.files[artifact] == newcomer.files[artifact] == bytes(second)
 
 
 def test_a_release_that_too_many_devices_refuse_is_taken_back(world: World) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from delta import decode
 from fleet.core.views import Refusal
 from fleet.shell.blobs import OPEN_FILES, Blobs
 from wire.ids import digest_of
@@ -148,3 +149,29 @@ def test_a_file_also_travels_in_smaller_chunks_for_those_who_need_them(tmp_path:
     assert len({offer.index for offer in ways}) == 3
     assert len({offer.transfer for offer in ways}) == 1
     assert all(travelled(blobs, offer) == NOISE for offer in ways)
+
+
+@pytest.mark.parametrize("file", ["digits-int8.onnx", "digits-int8.tflite"])
+def test_an_update_travels_as_what_changed(tmp_path: Path, file: str) -> None:
+    samples = Path(__file__).parents[3] / "samples"
+    before, after = ((samples / f"digits-{n}" / file).read_bytes() for n in (1, 2))
+    blobs = Blobs(tmp_path)
+    base, new = keep(blobs, before), keep(blobs, after)
+    plain = blobs.offers(new)[0]
+
+    ways = blobs.delta(base, new)
+
+    assert {(offer.encoding, offer.base, offer.file) for offer in ways} == {("delta", base, new)}
+    assert ways[0].transfer_bytes < plain.transfer_bytes
+    chunks = [blobs.read_chunk(ways[0], "data", n) for n in range(ways[0].chunks)]
+    assert decode(before, b"".join(chunks), len(after)) == after
+    assert Blobs(tmp_path).deltas() == {(base, new): ways}
+
+
+def test_a_delta_that_does_not_pay_is_not_offered(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    base, new = keep(blobs, NOISE), keep(blobs, random.Random(2).randbytes(len(NOISE)))
+    blobs.offers(new)
+
+    assert blobs.delta(base, new) == ()
+    assert Blobs(tmp_path).delta(base, new) == ()
