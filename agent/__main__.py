@@ -1,22 +1,34 @@
-"""`farflung-agent`: reads the configuration, puts the agent together, runs it."""
+"""`farflung-agent`: reads the configuration, puts the agent together, runs it.
+
+`farflung-agent import` brings it a release in a file.
+"""
 
 import argparse
 import logging
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 from agent.config import AgentConfig, load_config
 from agent.errors import DeviceError
 from wire import VERSION
 
+TAKEN_UP_S = 20.0
+"""A running agent is heard to look within this time; it may be waiting for a slow disk."""
+
 
 def main() -> int:
     """Run the command and return its exit status: 0 stopped as asked, 1 failed, 2 usage."""
-    options = _options()
+    arguments = sys.argv[1:]
+    importing = arguments[:1] == ["import"]
+    options = _import_options(arguments[1:]) if importing else _options(arguments)
     _start_log(options.verbose)
     try:
         config = load_config(options.config)
+        if importing:
+            return _import(config, options.bundle, install=options.install)
         return _check(config) if options.check else _run(config)
     except DeviceError as error:
         print(f"farflung-agent: {error}", file=sys.stderr)  # noqa: T201
@@ -32,17 +44,39 @@ def main() -> int:
         return 1
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="farflung-agent", description="Keep the right model running on this device."
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = _parser(
+        "farflung-agent",
+        "Keep the right model running on this device.",
+        "farflung-agent import --help: a release from a file",
     )
-    parser.add_argument("--config", type=Path, required=True, help="path of agent.toml")
     parser.add_argument(
         "--check", action="store_true", help="say whether this device could run models, and exit"
     )
-    parser.add_argument("--verbose", action="store_true", help="log what engines say, too")
     parser.add_argument("--version", action="version", version=f"farflung {VERSION}")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def _import_options(arguments: list[str]) -> argparse.Namespace:
+    parser = _parser(
+        "farflung-agent import",
+        "Bring this device a release in a file, such as one on a USB stick. "
+        "It takes the release when the controller asks for it, and fetches nothing then.",
+        "The file is made by: fleet model export",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="path of the file")
+    parser.add_argument(
+        "--install", action="store_true",
+        help="take the release now, without the controller; for: fleet model export --install",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def _parser(program: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description=description, epilog=epilog)
+    parser.add_argument("--config", type=Path, required=True, help="path of agent.toml")
+    parser.add_argument("--verbose", action="store_true", help="log what engines say, too")
+    return parser
 
 
 def _start_log(verbose: bool) -> None:
@@ -68,9 +102,52 @@ def _check(config: AgentConfig) -> int:
     return 0 if able.runtimes else 1
 
 
+def _import(config: AgentConfig, path: Path, *, install: bool) -> int:
+    from agent.shell.bundle import BundleError, read_seal, unpack
+    from agent.shell.imports import act_as_owner, hand_over, tell_agent
+    from wire.seal import Verifier
+
+    try:
+        bundle = path.open("rb")
+    except OSError as error:
+        raise DeviceError(f"bundle: cannot read {path}: {error.strerror}") from None
+    with bundle:
+        act_as_owner(config.data_dir)
+        seal, statement = read_seal(bundle, Verifier(config.controller.public_keys), config.device)
+        if install and not seal.install:
+            raise BundleError("expected one to be installed, got one that brings files alone")
+        ready = hand_over(
+            config.data_dir,
+            seal,
+            statement,
+            install=install,
+            reserve_bytes=config.transfer.reserve_bytes,
+            unpack=lambda into: unpack(bundle, seal, into),
+        )
+    release = seal.release
+    print(f"{release.ref}: {len(seal.files)} files, {seal.file_bytes} bytes, all as sealed")  # noqa: T201
+    pid = tell_agent(config.data_dir)
+    if pid is None:
+        print("no agent is running; the next one takes them up")  # noqa: T201
+        return 0
+    deadline = time.monotonic() + TAKEN_UP_S
+    while ready.exists():
+        if time.monotonic() > deadline:
+            raise DeviceError(
+                f"import: expected the agent (process {pid}) to take the files up within "
+                f"{TAKEN_UP_S:.0f} s, and it did not; it does when it is started again"
+            )
+        time.sleep(0.05)
+    print(f"the agent (process {pid}) has taken them up")  # noqa: T201
+    return 0
+
+
 def _run(config: AgentConfig) -> int:
     from agent.daemon import Daemon
+    from agent.shell.imports import NEWS
 
+    # News that comes before the daemon listens is harmless: it looks once it does.
+    signal.signal(NEWS, signal.SIG_IGN)
     run_dir = Path(os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or config.data_dir / "run")
     return Daemon(config, run_dir).run()
 

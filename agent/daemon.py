@@ -19,6 +19,7 @@ from agent.core.state import AgentState, Instant, Journal, Settings
 from agent.core.step import next_wake, step
 from agent.errors import DeviceError
 from agent.shell.engines import Engines
+from agent.shell.imports import NEWS, Imports
 from agent.shell.link import Link
 from agent.shell.notify import Notifier
 from agent.shell.outbox import Outbox
@@ -51,6 +52,7 @@ class Daemon:
         self._config = config
         self._boot = secrets.token_hex(8)
         self._started = int(time.time())
+        verifier = Verifier(config.controller.public_keys)
         self._queue: queue.Queue[ev.Event] = queue.Queue(QUEUE_EVENTS)
         self._own: deque[ev.Event] = deque()
         self._main = threading.get_ident()
@@ -59,13 +61,15 @@ class Daemon:
         self._exit_code = 0
         self._notifier = Notifier()
         self._slots = Slots(config.data_dir, config.transfer.reserve_bytes, self._post)
+        self._imports = Imports(config.data_dir, verifier, config.device)
+        self._look_asked = False
         self._outbox = Outbox(config.data_dir / "outbox", config.telemetry.outbox_bytes)
         self._engines = Engines(config, run_dir, self._post)
         self._probe = Probe(config.device, self._boot, config.data_dir)
         self._link = Link(
             config.broker,
             device=config.device,
-            verifier=Verifier(config.controller.public_keys),
+            verifier=verifier,
             nonce=self._boot,
             started_at=self._started,
             post=self._post,
@@ -89,13 +93,16 @@ class Daemon:
         """Work until a signal; return the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        signal.signal(NEWS, self._on_news)
         able = capabilities(self._config.engine.runtimes).model_copy(
             update={"max_chunk_bytes": self._config.transfer.max_chunk_bytes}
         )
         for name, why in able.unusable.items():
             log.warning("runtime %s cannot be used: %s", name, why)
+        imports = self._imports.take_up(self._slots.adopt)
         journal, blobs = self._slots.load_journal(), self._slots.blobs()
-        self._take(ev.Booted(journal, able, blobs, self._outbox.last_seq(), self._outbox.acked))
+        sequence, acked = self._outbox.last_seq(), self._outbox.acked
+        self._take(ev.Booted(journal, able, blobs, sequence, acked, imports))
         self._link.start()
         try:
             while not self._over():
@@ -150,6 +157,11 @@ class Daemon:
             self._stop_asked = True
             log.info("stopping on %s", signal.Signals(number).name)
             threading.Thread(target=self._queue.put, args=(ev.StopAsked(),), daemon=True).start()
+
+    def _on_news(self, number: int, _frame: FrameType | None) -> None:
+        if not self._look_asked:
+            self._look_asked = True
+            threading.Thread(target=self._queue.put, args=(ev.BundleReady(),), daemon=True).start()
 
     # ---- actions
 
@@ -206,6 +218,12 @@ class Daemon:
                 self._slots.read_manifest(digest)
             case do.CollectGarbage(files, transfers, heard):
                 self._slots.collect_garbage(files, transfers, heard)
+            case do.TakeImports():
+                self._take_imports()
+            case do.KeepOrder(model):
+                self._imports.journalled(model)
+            case do.ForgetImport(model):
+                self._imports.forget(model)
             case do.StartEngine():
                 located = tuple(self._located(spec) for spec in action.models)
                 self._engines.start(replace(action, models=located))
@@ -221,6 +239,13 @@ class Daemon:
                 self._engines.drain(generation)
             case do.KillEngine(generation):
                 self._engines.kill(generation)
+
+    def _take_imports(self) -> None:
+        self._look_asked = False
+        imports = self._imports.take_up(self._slots.adopt)
+        files = {file for each in imports for file in each.files}
+        # Before any other event: nobody else knows yet that these files are to stay.
+        self._own.appendleft(ev.ImportsTaken(imports, self._slots.blobs() & files))
 
     def _send(self, kind: Kind, body: bytes) -> None:
         self._link.publish(Topic(kind, self._config.device), body)

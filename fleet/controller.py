@@ -27,6 +27,7 @@ from fleet.core.courier import Courier
 from fleet.core.enrolment import agent_toml
 from fleet.core.errors import FleetError
 from fleet.core.ledger import Ledger
+from fleet.core.port import Bundle
 from fleet.core.rollout import Assign, Rollout, abort, notable, step, supersede
 from fleet.core.sender import Sender
 from fleet.core.views import (
@@ -44,6 +45,7 @@ from fleet.shell.key import read_or_make_key
 from fleet.shell.link import Drained, Heard, Link, LinkDown, LinkUp
 from fleet.shell.store import Change, DesiredRow, Item, Store
 from wire import VERSION
+from wire.bundle import BundleSeal, bundle_bytes, write_bundle
 from wire.codec import encode
 from wire.command import VERBS, Command, CommandResult
 from wire.ids import ReleaseRef
@@ -213,6 +215,13 @@ class Controller:
     def release(self, model: str, version: int) -> ReleaseView:
         """Return one release with its manifest."""
         return self._ask(lambda: self._books.release_view(model, version))
+
+    def bundle(self, model: str, version: int, device: str | None, install: bool) -> Bundle:
+        """Return a release as a file for devices (one `device`) that fetch nothing."""
+        seal = self._ask(lambda: self._seal_bundle(model, version, device, install))
+        statement, offers = self._sealer.seal(seal), seal.release.offers
+        members = ((offer, self._blobs.read_all(offer)) for offer in offers)
+        return Bundle(bundle_bytes(statement, offers), write_bundle(statement, members))
 
     def next_version(self, model: str) -> int:
         """Return the version after the highest one of `model`; 1 when it is new."""
@@ -688,6 +697,15 @@ class Controller:
             self._keep_release(release, offers)
         view = self._books.release_view(manifest.model, manifest.version)
         return view.model_copy(update={"manifest": None}), new
+
+    def _seal_bundle(
+        self, model: str, version: int, device: str | None, install: bool
+    ) -> BundleSeal:
+        seal = self._books.bundle_seal(model, version, device, install, secrets.token_hex(6))
+        use = f", to be installed as {seal.release.rollout}" if install else ""
+        text = f"exported for {device or 'any device'}{use}"
+        self._tell("release", str(seal.release.ref), text)
+        return seal
 
     def _start_rollout(self, request: RolloutRequest) -> RolloutView:
         now = time.time()

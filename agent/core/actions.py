@@ -147,6 +147,25 @@ class CollectGarbage:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeImports:
+    """Move what bundles brought into the slots; answer with ImportsTaken."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOrder:
+    """The order that came with this model's bundle is in the journal: ask no more for it."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetImport:
+    """This model's bundle is not waited for any more."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class StartEngine:
     """Start a generation and send it Load. `golden` False: a restart of proven models."""
 
@@ -249,6 +268,9 @@ Action = (
     | CloseTransfer
     | ReadManifest
     | CollectGarbage
+    | TakeImports
+    | KeepOrder
+    | ForgetImport
     | StartEngine
     | ServeEngine
     | StartShadow

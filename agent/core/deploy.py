@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from agent.control import Tally
-from agent.core import serve
+from agent.core import imports, serve
 from agent.core.actions import (
     AskScores,
     CloseTransfer,
@@ -318,6 +318,16 @@ def on_refused(turn: Turn, file: str, reason: Reason, detail: str) -> None:
         finish(turn, deployment, Phase.FAILED, reason, detail)
 
 
+def on_imports(turn: Turn, found: tuple[imports.Imported, ...], blobs: frozenset[str]) -> None:
+    """Count the files of bundles as present; one of them need not be fetched any further."""
+    state = turn.state
+    state.blobs |= blobs
+    if state.download is not None and not state.finishing and state.download.offer.file in blobs:
+        drop_download(turn)
+    imports.take(turn, found)
+    collect(turn)
+
+
 # ---- trial and probation
 
 
@@ -540,7 +550,7 @@ def collect(turn: Turn) -> None:
             continue
         files.update(deployment.files, (deployment.manifest,))
         transfers.update(offer.transfer for offer in release.offers)
-    keep = frozenset(files)
+    keep = frozenset(files | imports.kept(turn))
     heard, turn.state.blobs = turn.state.blobs, turn.state.blobs & keep
     turn.state.manifests = {d: m for d, m in turn.state.manifests.items() if d in keep}
     turn.do(CollectGarbage(keep, frozenset(transfers), heard))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from agent.control import Loaded, Tally, Window
+from agent.core.imports import Imported
 from agent.core.state import Journal
 from wire.command import Command
 from wire.manifest import Manifest
@@ -21,6 +22,8 @@ class Booted:
     sequence: int = 0
     """Of the last telemetry item that was ever queued, and the last acknowledged one."""
     acked: int = 0
+    imports: tuple[Imported, ...] = ()
+    """Of bundles; their files are among the blobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,19 @@ class SpaceMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class BundleReady:
+    """Somebody imported a bundle; its files wait to be moved into the slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportsTaken:
+    """All imports that are kept, and which of their files lie whole in their slots."""
+
+    imports: tuple[Imported, ...]
+    blobs: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class EngineReady:
     """A generation passed its trial and waits for orders."""
 
@@ -213,6 +229,8 @@ Event = (
     | BlobRefused
     | ManifestRead
     | SpaceMeasured
+    | BundleReady
+    | ImportsTaken
     | EngineReady
     | EngineFailed
     | EngineExited

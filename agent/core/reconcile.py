@@ -54,9 +54,7 @@ def reconcile(journal: Journal) -> list[Step]:
     A model that the document does not name is left as it is: losing a controller's memory
     must never stop a working model. Only a deployment under way is given up.
     """
-    if journal.desired is None:
-        return []
-    wanted = {release.model: release for release in journal.desired.releases}
+    wanted = journal.wanted()
     steps: list[Step] = []
     for model, deployment in journal.deployments.items():
         release = wanted.get(model)

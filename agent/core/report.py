@@ -58,10 +58,9 @@ def _deployment(state: AgentState, deployment: Deployment) -> DeploymentReport:
 
 def _progress(state: AgentState, deployment: Deployment) -> tuple[int, int]:
     """Return bytes on disk and bytes to fetch of the artifacts, while fetching."""
-    desired = state.journal.desired
-    if deployment.phase is not Phase.FETCHING or desired is None:
+    if deployment.phase is not Phase.FETCHING:
         return 0, 0
-    release = next((r for r in desired.releases if r.model == deployment.model), None)
+    release = state.journal.wanted().get(deployment.model)
     wanted = all_chosen(state, release, deployment.files) if release is not None else []
     done = sum(offer.transfer_bytes for offer in wanted if offer.file in state.blobs)
     if state.download is not None:

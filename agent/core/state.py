@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from wire.manifest import Manifest
-from wire.twin import Capabilities, Desired, Phase, Reason
+from wire.twin import Capabilities, Desired, DesiredRelease, Phase, Reason
 
 if TYPE_CHECKING:
     from agent.control import Tally
     from agent.core.download import Download
+    from agent.core.imports import Imported
 
 Purpose = Literal["rollout", "rollback", "fallback"]
 Key = tuple[str, str, str]
@@ -76,6 +77,13 @@ class Journal:
     """Model -> engine crashes blamed on its champion since it last ran well."""
     commands: tuple[str, ...] = ()
     """Ids of recent commands, oldest first."""
+    local: dict[str, DesiredRelease] = field(default_factory=dict)
+    """Model -> the order that came in a bundle, until the controller has another wish."""
+
+    def wanted(self) -> dict[str, DesiredRelease]:
+        """Return the order that counts for each model."""
+        releases = self.desired.releases if self.desired is not None else ()
+        return {release.model: release for release in releases} | self.local
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +149,8 @@ class AgentState:
     blobs: frozenset[str] = frozenset()
     manifests: dict[str, Manifest] = field(default_factory=dict)
     refusals: tuple[str, ...] = ()
+    imports: dict[str, Imported] = field(default_factory=dict)
+    """Model -> what a bundle brought and nobody asked for yet."""
 
     download: Download | None = None
     spoilt: frozenset[str] = frozenset()

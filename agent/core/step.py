@@ -6,7 +6,7 @@ or a test can run a hundred thousand agents without a disk or a clock.
 
 from dataclasses import replace
 
-from agent.core import deploy, serve, telemetry
+from agent.core import deploy, imports, serve, telemetry
 from agent.core.actions import (
     Action,
     DrainEngine,
@@ -14,6 +14,7 @@ from agent.core.actions import (
     PublishOnline,
     PublishReported,
     Ready,
+    TakeImports,
     Yield,
 )
 from agent.core.events import (
@@ -21,6 +22,7 @@ from agent.core.events import (
     BlobRefused,
     BlobStored,
     Booted,
+    BundleReady,
     CommandCame,
     Connected,
     DesiredCame,
@@ -32,6 +34,7 @@ from agent.core.events import (
     FrameBroken,
     FrameCame,
     HealthSampled,
+    ImportsTaken,
     ManifestRead,
     Refused,
     ScoresCame,
@@ -43,10 +46,11 @@ from agent.core.events import (
     TwinSeen,
 )
 from agent.core.lifecycle import TRIAL_DEADLINE_S
+from agent.core.reconcile import key_of
 from agent.core.report import report
 from agent.core.state import AgentState, Deployment, Instant
 from agent.core.turn import Turn
-from wire.twin import Desired, Phase
+from wire.twin import Desired, DesiredRelease, Phase
 
 PROGRESS_S = 2.0
 """How often mere figures in `Reported` are published."""
@@ -103,6 +107,10 @@ def _route(turn: Turn, event: Event) -> None:
             deploy.on_manifest(turn, digest, manifest, detail)
         case SpaceMeasured(free_bytes, blobs):
             deploy.on_space(turn, free_bytes, blobs)
+        case BundleReady():
+            turn.do(TakeImports())
+        case ImportsTaken(found, blobs):
+            deploy.on_imports(turn, found, blobs)
         case EngineReady(number, models):
             generation = serve.on_ready(turn, number, models)
             if generation is not None and generation.role == "challenger":
@@ -135,6 +143,7 @@ def _boot(turn: Turn, event: Booted) -> None:
         if deployment.phase in (Phase.TRIAL, Phase.PROBATION):
             detail = "the agent restarted"
             turn.advance(deployment, Phase.VERIFIED, detail=detail)
+    imports.take(turn, event.imports)
     deploy.collect(turn)
     turn.do(Ready())
     state.report_wanted = True
@@ -179,11 +188,20 @@ def _desired(turn: Turn, desired: Desired) -> None:
     turn.state.report_wanted = True
     if current is not None and desired.revision <= current.revision:
         return
-    turn.record(desired=desired)
+    turn.record(desired=desired, local=_still_local(turn, desired))
     download = turn.state.download
-    offered = {offer.index for release in desired.releases for offer in release.offers}
+    wanted = turn.state.journal.wanted().values()
+    offered = {offer.index for release in wanted for offer in release.offers}
     if download is not None and download.offer.index not in offered:
         deploy.drop_download(turn)
+
+
+def _still_local(turn: Turn, desired: Desired) -> dict[str, DesiredRelease]:
+    """Return the bundles' orders of those models about which the controller says nothing new."""
+    journal = turn.state.journal
+    before = {key_of(release) for release in journal.desired.releases} if journal.desired else set()
+    changed = {release.model for release in desired.releases if key_of(release) not in before}
+    return {model: order for model, order in journal.local.items() if model not in changed}
 
 
 def _twin(turn: Turn, nonce: str, since: int) -> None:

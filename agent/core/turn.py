@@ -64,9 +64,7 @@ class Turn:
 
     def wanted(self, model: str) -> DesiredRelease | None:
         """Return what is desired of a model."""
-        desired = self.state.journal.desired
-        releases = desired.releases if desired is not None else ()
-        return next((release for release in releases if release.model == model), None)
+        return self.state.journal.wanted().get(model)
 
     def result(self) -> tuple[AgentState, list[Action]]:
         """Return the new state, and the actions with the journal first if it changed."""

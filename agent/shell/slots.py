@@ -227,6 +227,17 @@ class Slots:
         except DecodeError as error:
             return ManifestRead(digest, None, str(error))
 
+    def adopt(self, path: Path) -> None:
+        """Move a file into its slot by its name, the hex digits of a digest that was checked.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        with self._lock:
+            self._fresh.add(f"sha256:{path.name}")
+        path.replace(self._blobs / path.name)
+        _sync_directory(self._blobs)
+
     def collect_garbage(
         self, keep_files: frozenset[str], keep_transfers: frozenset[str], heard: frozenset[str]
     ) -> None:

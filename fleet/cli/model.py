@@ -1,5 +1,6 @@
 """`fleet model`: push releases and look at them."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from fleet.cli.group import Group
 from fleet.cli.render import answer, console
 from fleet.cli.session import USAGE, Session, common
 from fleet.core.errors import FleetError
-from fleet.core.views import ReleaseView
+from fleet.core.views import BundleView, ReleaseView
 from wire.ids import ReleaseRef
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def _numbered(
 def _upload(session: Session, client: "ControllerClient", draft: "ReleaseDraft") -> None:
     """Send the files that the controller does not have."""
     missing = {digest: path for digest, path in draft.files.items() if not client.has_blob(digest)}
-    with _bar(session, missing) as bar:
+    total = sum(path.stat().st_size for path in missing.values())
+    with _bar(session, "pushing", total) as bar:
         for digest, path in missing.items():
             client.upload(digest, path, bar.advance)
             bar.finished(path)
@@ -122,16 +124,16 @@ class _Log:
 
 
 @contextmanager
-def _bar(session: Session, files: dict[str, Path]) -> Iterator[_Progress]:
+def _bar(session: Session, doing: str, total: int) -> Iterator[_Progress]:
     screen = console(session, error=True)
     if session.json or not screen.is_terminal:
         yield _Log(session)
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("pushing"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn(doing), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=screen, transient=True) as progress:
-        task = progress.add_task("", total=sum(path.stat().st_size for path in files.values()))
+        task = progress.add_task("", total=total)
 
         class Bar(_Log):
             def advance(self, size_bytes: int) -> None:
@@ -141,6 +143,54 @@ def _bar(session: Session, files: dict[str, Path]) -> Iterator[_Progress]:
                 progress.console.print(f"sent {path.name}")
 
         yield Bar(session)
+
+
+@model.command()
+@click.argument("release", metavar="NAME[@VERSION]")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Else NAME-VERSION.ffb."
+)
+@click.option("--for", "device", metavar="DEVICE", help="No other device takes it then.")
+@click.option(
+    "--install", is_flag=True, help="Devices may take the release on the word of this file alone."
+)
+@common
+@click.pass_obj
+def export(
+    session: Session, *, release: str, out: Path | None, device: str | None, install: bool
+) -> None:
+    """Write a release to one signed file, for devices that fetch nothing.
+
+    `farflung-agent import` brings it to a device, from a USB stick say. The device takes the
+    release when a rollout asks for it; with --install here and there, at once.
+    """
+    with session.client() as client:
+        ref = _resolve(client, release)
+        out = out or Path(f"{ref.model}-{ref.version}.ffb")
+        with client.bundle(ref, device, install) as (size_bytes, pieces):
+            _save(session, out, size_bytes, pieces)
+    view = BundleView(release=str(ref), path=str(out), size_bytes=out.stat().st_size,
+                      device=device, install=install)  # fmt: skip
+    answer(session, view, [f"{ref} -> {out}, {views.size(view.size_bytes)}"])
+    flag = " --install" if install else ""
+    session.say(f"next, on the device: farflung-agent import --config agent.toml {out.name}{flag}")
+
+
+def _save(session: Session, out: Path, size_bytes: int, pieces: Iterator[bytes]) -> None:
+    """Write the file and see it on the disk, since a stick may be pulled the next moment."""
+    partial = out.with_name(f"{out.name}.part")
+    try:
+        with partial.open("wb") as file, _bar(session, "exporting", size_bytes) as bar:
+            for piece in pieces:
+                file.write(piece)
+                bar.advance(len(piece))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(out)
+    except OSError as error:
+        raise FleetError(f"export: cannot write {out}: {error.strerror}", "--out FILE") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @model.command("list")

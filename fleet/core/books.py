@@ -3,17 +3,21 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from fleet.core import present
 from fleet.core.census import Census
 from fleet.core.cohort import LIST_DEVICES, cut, nearest, order, parse_target, parse_waves, select
 from fleet.core.rollout import Assign, Assignment, Rollout, fallback_for
 from fleet.core.scores import Totals
 from fleet.core.views import DeviceView, Refusal, ReleaseView, RolloutRequest, RolloutView
+from wire.bundle import BundleSeal
+from wire.codec import first_error
 from wire.ids import ReleaseRef
 from wire.manifest import Manifest, Variant
 from wire.telemetry import Health, ScoreWindow
 from wire.transfer import CHUNK_BYTES, Offer
-from wire.twin import Desired, DesiredRelease
+from wire.twin import Desired, DesiredRelease, Probation
 
 MAX_FILES = 39
 """Of one release; with its manifest these are the offers that a Desired may carry for it."""
@@ -96,6 +100,31 @@ class Books:
         chosen = [r for r in self.releases.values() if model in (None, r.manifest.model)]
         chosen.sort(key=lambda r: (r.manifest.model, -r.manifest.version))
         return [present.release_view(r.manifest, r.digest, r.pushed_at) for r in chosen]
+
+    def bundle_seal(
+        self, model: str, version: int, device: str | None, install: bool, token: str
+    ) -> BundleSeal:
+        """Return what a bundle of a release says (404: no release; 422: not a device id).
+
+        An order to install is an act of its own, told from others by `token`.
+        """
+        release = self.find_release(model, version)
+        try:
+            return BundleSeal(
+                release=DesiredRelease(
+                    model=model,
+                    version=version,
+                    rollout=f"local-{token if install else release.digest[-12:]}",
+                    manifest=release.digest,
+                    offers=tuple(ways[0] for ways in self.offers[release.digest]),
+                    # Nobody may be there to label anything: the trial decides.
+                    probation=Probation(labelled_pairs=0),
+                ),
+                device=device,
+                install=install,
+            )
+        except ValidationError as error:
+            raise Refusal(422, f"bundle: {first_error(error)}", LIST_DEVICES) from None
 
     # ---- devices
 

@@ -1,5 +1,7 @@
 """What the HTTP API may ask of the controller. Every method may be called from any thread."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from fleet.core.views import (
@@ -12,6 +14,14 @@ from fleet.core.views import (
     RolloutView,
 )
 from wire.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A release in one file, made while it is read."""
+
+    size_bytes: int
+    pieces: Iterator[bytes]
 
 
 class BlobWriter(Protocol):
@@ -62,6 +72,15 @@ class ControllerPort(Protocol):
 
         Raises:
             Refusal: 404.
+        """
+
+    def bundle(self, model: str, version: int, device: str | None, install: bool) -> Bundle:
+        """Return a release as a file for devices (one `device`) that fetch nothing.
+
+        `install`: they may take it on the word of that file.
+
+        Raises:
+            Refusal: 404; 422, not a device id.
         """
 
     def next_version(self, model: str) -> int:

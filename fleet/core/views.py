@@ -68,6 +68,18 @@ class ReleaseView(View):
     manifest: Manifest | None = None
 
 
+class BundleView(View):
+    """What `fleet model export` wrote."""
+
+    release: str
+    """name@version."""
+    path: str
+    size_bytes: int
+    device: str | None = None
+    """The only one that takes it; None: any."""
+    install: bool = False
+
+
 class ScoreView(View):
     """What one release did on one device: totals since it was first seen there."""
 

@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -100,6 +100,7 @@ class _Handlers:
             Route("/v1/releases", self.releases),
             Route("/v1/releases", self.add_release, methods=["POST"]),
             Route("/v1/releases/{model}/{version:int}", self.release),
+            Route("/v1/releases/{model}/{version:int}/bundle", self.bundle),
             Route("/v1/models/{model}/next-version", self.next_version),
             Route("/v1/devices", self.devices),
             Route(device, self.device),
@@ -142,6 +143,22 @@ class _Handlers:
     def release(self, request: Request) -> Response:
         params = request.path_params
         return _json(self._port.release(params["model"], params["version"]))
+
+    def bundle(self, request: Request) -> Response:
+        params, query = request.path_params, request.query_params
+        install = query.get("install", "0")
+        if install not in ("0", "1"):
+            raise Refusal(422, f"install: expected 0 or 1, got {install[:40]!r}")
+        model, version = params["model"], params["version"]
+        bundle = self._port.bundle(model, version, query.get("device"), install == "1")
+        return StreamingResponse(
+            bundle.pieces,
+            media_type="application/x-tar",
+            headers={
+                "content-length": str(bundle.size_bytes),
+                "content-disposition": f'attachment; filename="{model}-{version}.ffb"',
+            },
+        )
 
     def next_version(self, request: Request) -> Response:
         version = self._port.next_version(request.path_params["model"])

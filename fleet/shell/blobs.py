@@ -12,6 +12,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -127,6 +128,15 @@ class Blobs:
         if len(data) != length:
             raise OSError(f"{path}: expected {length} bytes of chunk {number}, got {len(data)}")
         return data
+
+    def read_all(self, offer: Offer) -> Iterator[bytes]:
+        """Yield the whole transfer, a chunk at a time.
+
+        Raises:
+            OSError: the file is gone, or shorter than it was.
+        """
+        for number in range(offer.chunks):
+            yield self.read_chunk(offer, "data", number)
 
     def close(self) -> None:
         """Close all open files."""

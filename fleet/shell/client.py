@@ -1,6 +1,7 @@
 """Talks to the controller's HTTP API, in the words of `fleet.core.views`."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -21,6 +22,7 @@ from fleet.core.views import (
     RolloutView,
 )
 from wire.codec import encode, first_error
+from wire.ids import ReleaseRef
 from wire.manifest import Manifest
 
 CONNECT_TIMEOUT_S = 5.0
@@ -106,6 +108,15 @@ class ControllerClient:
         """Return one release with its manifest."""
         return self._get(f"/v1/releases/{_level(model)}/{version}", ReleaseView)
 
+    def bundle(
+        self, ref: ReleaseRef, device: str | None, install: bool
+    ) -> AbstractContextManager[tuple[int, Iterator[bytes]]]:
+        """Return the length of a release's bundle, and its pieces as they come."""
+        params = {"install": "1"} if install else {}
+        params |= {"device": device} if device is not None else {}
+        path = f"/v1/releases/{_level(ref.model)}/{ref.version}/bundle"
+        return self._stream(path, params)
+
     def next_version(self, model: str) -> int:
         """Return the version that the next release of `model` would have."""
         answer = self._get(f"/v1/models/{_level(model)}/next-version", dict[str, int])
@@ -172,11 +183,28 @@ class ControllerClient:
             raise self._unreachable(error) from error
         if answer.is_success or answer.status_code in accept:
             return answer
+        raise self._refused(answer)
+
+    @contextmanager
+    def _stream(self, path: str, params: dict[str, str]) -> Iterator[tuple[int, Iterator[bytes]]]:
+        try:
+            with self._http.stream("GET", path, params=params) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise self._refused(answer)
+                yield int(answer.headers["content-length"]), answer.iter_bytes(_PIECE_BYTES)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _refused(self, answer: httpx.Response) -> ClientError:
+        request = answer.request
         try:
             view = ErrorView.model_validate_json(answer.content)
         except ValidationError:
-            raise self._not_ours(f"status {answer.status_code} to {method} {path}") from None
-        raise ClientError(view.error, view.next_step)
+            return self._not_ours(
+                f"status {answer.status_code} to {request.method} {request.url.path}"
+            )
+        return ClientError(view.error, view.next_step)
 
     def _unreachable(self, error: httpx.TransportError) -> ClientError:
         if isinstance(error, httpx.ConnectError):

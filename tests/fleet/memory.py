@@ -5,9 +5,10 @@ so that a watch sees the same story in every run.
 """
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fleet.core.port import ControllerPort
+from fleet.core.port import Bundle, ControllerPort
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -68,6 +69,7 @@ class MemoryController(ControllerPort):
     commands: dict[str, CommandView] = field(default_factory=dict)
     happened: list[EventView] = field(default_factory=list)
     aborted: int = 0
+    bundles: list[tuple[str | None, bool]] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def health(self) -> HealthView:
@@ -131,6 +133,26 @@ class MemoryController(ControllerPort):
         if (model, version) not in self.kept:
             raise Refusal(404, f"{model}@{version}: no such release", "fleet model list")
         return self.kept[model, version]
+
+    def bundle(self, model: str, version: int, device: str | None, install: bool) -> Bundle:
+        view = self.release(model, version)
+        if device is not None:
+            try:
+                check_id(device)
+            except ValueError as error:
+                raise Refusal(422, f"bundle: {error}", "fleet device list") from error
+        self.bundles.append((device, install))
+        said = f"bundle of {view.digest} ".encode()
+        pieces = iter((said, b"x" * 1_000_000, b"end"))
+        cut = ["the disk failed"] if self.disk_full else []
+
+        def read() -> Iterator[bytes]:
+            for piece in pieces:
+                yield piece
+                if cut:
+                    raise OSError(5, cut[0])
+
+        return Bundle(len(said) + 1_000_003, read())
 
     def next_version(self, model: str) -> int:
         return max((version for name, version in self.kept if name == model), default=0) + 1

@@ -1,6 +1,7 @@
 """The controller on real brokers, with devices that follow the wire."""
 
 import errno
+import io
 import random
 import stat
 import time
@@ -14,6 +15,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.config import load_config
+from agent.shell.bundle import read_seal, unpack
 from fleet.controller import Controller
 from fleet.core.port import ControllerPort
 from fleet.core.views import Refusal, RolloutRequest, RolloutStatus, RolloutView
@@ -22,8 +24,9 @@ from tests.brokers import Broker, start_mosquitto, start_nats
 from tests.fleet.device import Script, ScriptedDevice, commits, refuses
 from tests.fleet.samples import sample_manifest
 from wire.codec import Document, encode
-from wire.ids import digest_of
+from wire.ids import digest_hex, digest_of
 from wire.manifest import Manifest
+from wire.seal import Verifier
 from wire.telemetry import Histogram, ScoreWindow
 from wire.topics import RULES, Kind, Topic, build
 from wire.transfer import CHUNK_BYTES, FetchRequest
@@ -556,3 +559,34 @@ def test_a_desired_document_verifies_and_names_its_device(world: World) -> None:
     assert isinstance(desired, Desired)
     assert (desired.device, desired.revision) == ("cam-1", 1)
     assert desired.releases[0].rollout == "r-1"
+
+
+def test_a_bundle_holds_what_a_device_needs_and_is_sealed(world: World, tmp_path: Path) -> None:
+    manifest = world.push(1)
+
+    bundle = world.controller.bundle("digits", 1, "cam-1", True)
+    data = b"".join(bundle.pieces)
+
+    assert len(data) == bundle.size_bytes
+    file = io.BytesIO(data)
+    seal, _ = read_seal(file, Verifier((world.controller.public_key,)), "cam-1")
+    unpack(file, seal, tmp_path)
+    assert (seal.release.ref, seal.device, seal.install) == (manifest.ref, "cam-1", True)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        digest_hex(digest)
+        for digest in (manifest.digest, *(f.digest for f in manifest.all_files()))
+    }
+
+
+def test_files_alone_are_exported_byte_for_byte_alike_and_orders_never(world: World) -> None:
+    world.push(1)
+
+    def export(install: bool) -> bytes:
+        return b"".join(world.controller.bundle("digits", 1, None, install).pieces)
+
+    assert export(False) == export(False)
+    assert export(True) != export(True)
+    texts = [event.text for event in world.controller.events(10)]
+    assert any(
+        text.startswith("exported for any device, to be installed as local-") for text in texts
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from wire.bundle import BundleSeal, bundle_bytes, write_bundle
 from wire.codec import Document, decode, encode
 from wire.command import Command, CommandResult
 from wire.ids import digest_of
@@ -19,7 +20,7 @@ from wire.twin import Desired, Phase, Reason, Reported, Status
 V1 = Path(__file__).parent / "golden/v1"
 PLAIN = [Ack, CommandResult, FetchRequest, Manifest, Reported, Status]
 DEFLATED = [Health, ScoreWindow]
-SEALED = [Command, Desired]
+SEALED = [BundleSeal, Command, Desired]
 
 
 def kept(before: Any, after: Any) -> bool:
@@ -33,7 +34,7 @@ def kept(before: Any, after: Any) -> bool:
 
 
 def verifier() -> Verifier:
-    return Verifier(((V1 / "public.key").read_bytes(),))
+    return Verifier(tuple((V1 / name).read_bytes() for name in ("public.key", "bundle.key")))
 
 
 def test_every_document_has_a_golden_message():
@@ -89,6 +90,22 @@ def test_the_frames_of_version_1_fit_its_offer_and_its_transfer():
     assert index.payload.endswith(chunk_hash(data.payload))
     assert index.encode() == (V1 / "index.frame").read_bytes()
     assert data.encode() == (V1 / "data.frame").read_bytes()
+
+
+def test_a_bundle_of_version_1_is_written_byte_for_byte():
+    golden = (V1 / "bundle.ffb").read_bytes()
+    statement = (V1 / "BundleSeal.sealed.json").read_bytes()
+    offers = verifier().open(BundleSeal, statement).release.offers
+    places = [golden.rindex(offer.transfer[7:].encode()) + 512 for offer in offers]
+    bodies = [golden[at : at + o.transfer_bytes] for at, o in zip(places, offers, strict=True)]
+
+    again = b"".join(
+        write_bundle(statement, ((o, iter([b])) for o, b in zip(offers, bodies, strict=True)))
+    )
+
+    assert again == golden
+    assert bundle_bytes(statement, offers) == len(golden)
+    assert [digest_of(body) for body in bodies] == [offer.transfer for offer in offers]
 
 
 def test_the_release_digest_of_version_1_is_that_of_its_very_bytes():

@@ -55,6 +55,15 @@ class AnyHistory(RuleBasedStateMachine):
     def an_earlier_release_is_wanted(self, data: st.DataObject, purpose: str) -> None:
         self._want(data.draw(st.sampled_from(self.made)), 300, purpose)
 
+    @precondition(lambda self: self.made)
+    @rule(data=st.data(), install=st.booleans())
+    def a_bundle_is_imported(self, data: st.DataObject, install: bool) -> None:
+        made = data.draw(st.sampled_from(self.made))
+        self.rollouts += 1
+        if install:
+            self.unprobed.add(made.digest)
+        self.world.bring(made, f"local-{self.rollouts}" if install else "")
+
     def _want(self, made: Made, pairs: int, purpose: str = "rollout") -> None:
         self.rollouts += 1
         if pairs == 0 or purpose == "rollback":
@@ -175,6 +184,11 @@ class AnyHistory(RuleBasedStateMachine):
                 assert before is deployment.phase
             else:
                 assert identity not in self.ended
+
+    @invariant()
+    def what_was_imported_stays_until_it_is_forgotten(self) -> None:
+        for imported in self.world.imports.values():
+            assert set(imported.files) <= set(self.world.blobs)
 
     @invariant()
     def never_more_than_three_engines(self) -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 from agent.control import Loaded, Tally
 from agent.core import actions as do
 from agent.core import events as ev
+from agent.core.imports import Imported
 from agent.core.reconcile import reconcile
 from agent.core.state import AgentState, Instant, Journal, Settings
 from agent.core.step import next_wake, step
@@ -144,6 +145,9 @@ class World:
         self.journal = Journal()
         self.blobs: dict[str, bytes] = {}
         self.partials: dict[str, Partial] = {}
+        self.imports: dict[str, Imported] = {}
+        self.arrived: list[tuple[Imported, dict[str, bytes]]] = []
+        """Imported, and not yet taken up."""
         self.engines: dict[int, Process] = {}
         self.local: list[ev.Event] = []
         self.network: list[ev.Event] = []
@@ -191,6 +195,36 @@ class World:
         )
         return self._publish((*others, release))
 
+    def bring(self, made: Made, order: str = "") -> None:
+        """Import a bundle; `order`: the rollout on whose behalf it is to be installed."""
+        release = DesiredRelease(
+            model=made.manifest.model,
+            version=made.manifest.version,
+            rollout=order or "local-files",
+            manifest=made.digest,
+            offers=made.offers,
+            probation=Probation(labelled_pairs=0),
+        )
+        files = tuple(made.bodies)
+        imported = Imported(
+            release.model,
+            release.version,
+            made.digest,
+            files,
+            self.wall,
+            release if order else None,
+        )
+        self.arrived.append((imported, dict(made.bodies)))
+        self.local.append(ev.BundleReady())
+
+    def take_up(self) -> tuple[Imported, ...]:
+        """Move what arrived into the slots."""
+        for imported, bodies in self.arrived:
+            self.blobs |= bodies
+            self.imports[imported.model] = imported
+        self.arrived.clear()
+        return tuple(self.imports.values())
+
     def want_nothing(self) -> Desired:
         """Publish a desired document that names no model."""
         return self._publish(())
@@ -217,7 +251,9 @@ class World:
         )
         self.state = AgentState(settings)
         self.running = True
-        self.give(ev.Booted(self.journal, CAPABLE, frozenset(self.blobs)))
+        imports = self.take_up()
+        blobs = frozenset(self.blobs)
+        self.give(ev.Booted(self.journal, CAPABLE, blobs, imports=imports))
 
     def crash(self) -> None:
         """Lose the agent as by kill -9: engines follow it, the disk stays."""
@@ -325,6 +361,14 @@ class World:
             case do.CollectGarbage(files, transfers):
                 self.blobs = {d: b for d, b in self.blobs.items() if d in files}
                 self.partials = {t: p for t, p in self.partials.items() if t in transfers}
+            case do.TakeImports():
+                imports = self.take_up()
+                files = {file for each in imports for file in each.files}
+                self.local.insert(0, ev.ImportsTaken(imports, frozenset(files & set(self.blobs))))
+            case do.KeepOrder(model):
+                self.imports[model] = replace(self.imports[model], order=None)
+            case do.ForgetImport(model):
+                del self.imports[model]
             case do.StartEngine():
                 self._start_engine(action)
             case do.ServeEngine(number):

@@ -157,3 +157,79 @@ def test_a_full_disk_at_the_controller_is_told(
 
     assert result.exit_code == 1
     assert "the controller's disk is full; nothing was kept" in result.stderr
+
+
+def test_export_writes_the_whole_bundle_and_says_what_to_do_with_it(
+    run: Fleet, controller: MemoryController, tmp_path: Path
+) -> None:
+    out = tmp_path / "digits.ffb"
+
+    result = run("model", "export", "digits@2", "--out", str(out))
+
+    assert result.stdout == f"digits@2 -> {out}, 976.6 KiB\n"
+    assert "next, on the device: farflung-agent import --config agent.toml digits.ffb\n" in (
+        result.stderr
+    )
+    data = out.read_bytes()
+    assert data.startswith(b"bundle of sha256:") and data.endswith(b"end")
+    assert controller.bundles == [(None, False)]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_export_for_one_device_to_be_installed_asks_for_just_that(
+    run: Fleet, controller: MemoryController, tmp_path: Path
+) -> None:
+    out = tmp_path / "stick.ffb"
+
+    result = run(
+        "model", "export", "digits@1", "--out", str(out), "--for", "cam-7", "--install", "--json"
+    )
+
+    said = json.loads(result.stdout)
+    assert said == {
+        "release": "digits@1",
+        "path": str(out),
+        "size_bytes": out.stat().st_size,
+        "device": "cam-7",
+        "install": True,
+    }
+    assert controller.bundles == [("cam-7", True)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["digits@9"], "error: digits@9: no such release"),
+        (["digits@1", "--for", "Cam 7"], "error: bundle: expected 1 to 40 characters"),
+        (["digits@1", "--out", "/nowhere/x.ffb"], "error: export: cannot write /nowhere/x.ffb"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_and_nothing_is_left(
+    run: Fleet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    result = run("model", "export", *arguments)
+
+    assert result.exit_code == 1
+    assert expected in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_breaks_off_leaves_the_earlier_file_as_it_was(
+    run: Fleet, controller: MemoryController, tmp_path: Path
+) -> None:
+    out = tmp_path / "digits.ffb"
+    out.write_bytes(b"the earlier one")
+    controller.disk_full = True
+
+    result = run("model", "export", "digits@2", "--out", str(out))
+
+    assert result.exit_code == 1
+    assert "a broken connection" in result.stderr
+    assert out.read_bytes() == b"the earlier one"
+    assert list(tmp_path.iterdir()) == [out]

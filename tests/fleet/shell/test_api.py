@@ -274,3 +274,32 @@ def test_the_documentation_lists_every_address_and_no_other() -> None:
         if not (method == "HEAD" and "GET" in (route.methods or set()))
     ]
     assert sorted(rows) == sorted(served)
+
+
+def test_a_bundle_is_streamed_with_its_length_and_name(
+    http: httpx.Client, controller: MemoryController
+) -> None:
+    push(http)
+
+    answer = http.get("/v1/releases/digits/1/bundle", params={"device": "cam-1", "install": "1"})
+
+    assert answer.status_code == 200
+    assert len(answer.content) == int(answer.headers["content-length"])
+    assert answer.headers["content-disposition"] == 'attachment; filename="digits-1.ffb"'
+    assert controller.bundles == [("cam-1", True)]
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        ("/v1/releases/digits/9/bundle", 404),
+        ("/v1/releases/digits/1/bundle?install=yes", 422),
+        ("/v1/releases/digits/1/bundle?device=Cam%207", 422),
+    ],
+)
+def test_a_bundle_that_makes_no_sense_is_refused(
+    http: httpx.Client, address: str, status: int
+) -> None:
+    push(http)
+
+    assert refusal(http.get(address))[0] == status
