@@ -103,13 +103,15 @@ class Program:
 class Agent(Program):
     """An agent process with its own directory; `id` is its device."""
 
-    def __init__(self, id: str, home: Path, port: int, config: dict[str, Any]) -> None:
+    def __init__(
+        self, id: str, home: Path, port: int, config: dict[str, Any], module: str = "agent"
+    ) -> None:
         self.id = id
         self.home = home
         self.url = f"http://127.0.0.1:{port}"
         self._config = config
         self.configure({})
-        super().__init__(home / "log", "agent", "--config", str(home / "agent.toml"))
+        super().__init__(home / "log", module, "--config", str(home / "agent.toml"))
 
     @property
     def data_dir(self) -> Path:
@@ -179,8 +181,8 @@ class Fleet:
         self.client = ControllerClient(self.url)
         try:
             self.wait_until_connected()
-        except BaseException:
-            self.controller.kill()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
 
     def __enter__(self) -> Self:
