@@ -67,7 +67,7 @@ def test_orders_by_a_stranger_change_nothing_and_are_reported(fleet: Fleet) -> N
         # What it finds retained at its next start is no better, and what is right comes through.
         mine.kill()
         mine.start()
-        wait_for("its return", lambda: "expected JSON" in " ".join(fleet.device(mine).refusals))
+        wait_for("its refusal", lambda: mine.said().count("expected JSON") == 2, 30)
         fleet.wait_until_serving(mine, "digits@2")
         fleet.rollout("digits@1")
         fleet.wait_until_serving(mine, "digits@1")
