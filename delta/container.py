@@ -2,21 +2,21 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import zstandard
 
 from delta.errors import DeltaError
 from delta.formats import Place
-from delta.model import TOP
+from delta.model import MAX_EXPONENT, TOP
 from delta.spans import ELEMENTS, Bytes, Predictor, Scales, Span
 
 MAGIC = b"FfD\x01"
 MAX_LANES_BITS = 12
 MAX_RANK = 255
-MAX_EXPONENT = 20
 MAX_SPANS = 1 << 13
 MAX_TABLE = 1 << 24
-_HAS_SCALES, _HAS_ZEROS, _HAS_COLUMNS, _HAS_RANK = 1, 2, 4, 8
+_HAS_SCALES, _HAS_COLUMNS, _HAS_RANK = 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,9 @@ def _pack_spans(spans: Iterable[Span]) -> bytes:
     for span in spans:
         flags = (
             _HAS_SCALES * (span.scales is not None)
-            | _HAS_ZEROS * (span.scales is not None and (span.scales.new_zero, span.scales.base_zero) != (0, 0))
             | _HAS_COLUMNS * span.has_columns
             | _HAS_RANK * bool(span.exponents)
-        )  # fmt: skip
+        )
         made += bytes([ELEMENTS.index(span.element) << 4 | span.predictor, flags])
         made += _zigzag(span.new - new_end) + _zigzag(span.base - base_end)
         made += _varint(span.outer) + _varint(span.rows) + _varint(span.inner)
@@ -180,8 +179,7 @@ def _pack_spans(spans: Iterable[Span]) -> bytes:
         if span.scales is not None:
             made += _varint(span.scales.new) + _varint(span.scales.base)
             made += _varint(span.scales.count)
-            if flags & _HAS_ZEROS:
-                made += _zigzag(span.scales.new_zero) + _zigzag(span.scales.base_zero)
+            made += _zigzag(span.scales.new_zero) + _zigzag(span.scales.base_zero)
         if span.factors is not None:
             made += _varint(span.factors[0]) + _varint(span.factors[1])
         if span.exponents:
@@ -201,14 +199,14 @@ def _unpack_spans(table: bytes, size: int, base_size: int) -> tuple[Span, ...]:
         if len(spans) > MAX_SPANS:
             raise DeltaError(f"expected at most {MAX_SPANS} spans")
     places = sorted((span.new, span.new + span.length) for span in spans)
-    if any(end > start for (_, end), (start, _) in zip(places, places[1:], strict=False)):
+    if any(end > start for (_, end), (start, _) in pairwise(places)):
         raise DeltaError("two spans overlap")
     return tuple(spans)
 
 
 def _unpack_span(reader: _Reader, new_end: int, base_end: int) -> Span:
     kind, flags = reader.take(2)
-    if kind >> 4 >= len(ELEMENTS) or kind & 15 > max(Predictor) or flags > 15:
+    if kind >> 4 >= len(ELEMENTS) or kind & 15 > max(Predictor) or flags > 7:
         raise DeltaError(f"kind {kind} and flags {flags} of a span are unknown")
     far = 1 << 62
     predictor = Predictor(kind & 15)
@@ -217,9 +215,8 @@ def _unpack_span(reader: _Reader, new_end: int, base_end: int) -> Span:
     middle = reader.number(TOP)
     scales = factors = None
     if flags & _HAS_SCALES:
-        places = [reader.number(far) for _ in range(3)]
-        zeros = [reader.signed(), reader.signed()] if flags & _HAS_ZEROS else [0, 0]
-        scales = Scales(*places, *zeros)
+        new_scales, base_scales, count = (reader.number(far) for _ in range(3))
+        scales = Scales(new_scales, base_scales, count, reader.signed(), reader.signed())
     if predictor is Predictor.PRODUCT:
         factors = (reader.number(far), reader.number(far))
     exponents: tuple[int, ...] = ()
@@ -270,7 +267,7 @@ def _check(span: Span, size: int, base_size: int) -> None:
         within(span.factors[1], 4, size, "a factor")
     if span.exponents:
         rank = len(span.exponents)
-        if rank * (span.rows + span.columns) > span.rows * span.columns:
+        if 4 * rank * (span.rows + span.columns) > span.rows * span.columns:
             raise DeltaError(f"rank {rank} is too much for {span.rows} x {span.columns}")
         if max(span.exponents) > MAX_EXPONENT:
             raise DeltaError(f"expected exponents up to {MAX_EXPONENT}")

@@ -1,8 +1,7 @@
 """From a base and a delta to the new file."""
 
 from delta.container import base_rest, gaps, inflate_rest, unpack
-from delta.errors import DeltaError
-from delta.model import Counts
+from delta.model import Counts, Stream
 from delta.rans import Decoder
 from delta.spans import code_span, place_rows
 
@@ -11,8 +10,8 @@ def decode(base: bytes, delta: bytes, max_bytes: int) -> bytearray:
     """Return the file that `delta` makes of `base`, at most `max_bytes` of it.
 
     Whether it is the right one, its digest says: a delta for another base may well decode.
-    Needs, besides base, delta and result, at most as much as base and result together, and
-    16 MiB.
+    At its peak, base, delta and result included, it takes no more than the delta, four times base
+    and result, and 16 MiB.
 
     Raises:
         DeltaError: the delta is broken, or makes more.
@@ -27,11 +26,9 @@ def decode(base: bytes, delta: bytes, max_bytes: int) -> bytearray:
         new[hole.offset : hole.offset + hole.length] = rest[at : at + hole.length]
         at += hole.length
     del rest
-    coder, counts = Decoder(parts.words, parts.raw, parts.lanes), Counts()
+    coder = Decoder(parts.words, parts.raw, parts.lanes)
+    stream = Stream(coder, Counts())
     for span in parts.spans:
-        place_rows(new, span, code_span(coder, counts, span, base, new, None, None))
+        place_rows(new, span, code_span(stream, span, base, new))
     coder.check_end()
     return new
-
-
-__all__ = ["DeltaError", "decode"]

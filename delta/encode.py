@@ -9,7 +9,7 @@ import zstandard
 from delta.container import Delta, base_rest, cut, deflate_rest, gaps, pack
 from delta.fit import Fit, fit
 from delta.formats import Tensor, UnreadableModelError
-from delta.model import Counts
+from delta.model import Counts, Stream
 from delta.onnx_file import read_onnx
 from delta.rans import Encoder
 from delta.spans import Predictor, Scales, Span, as_rows, code_span
@@ -34,10 +34,11 @@ def encode(base: bytes, new: bytes) -> bytes | None:
 
 def _delta(base: bytes, new: bytes) -> bytes:
     fits = _fits(base, new)
-    coder, counts = Encoder(), Counts()
+    coder = Encoder()
+    stream = Stream(coder, Counts())
     for found in fits:
         values = as_rows(new, found.span.new, found.span)
-        code_span(coder, counts, found.span, base, new, found.description, values)
+        code_span(stream, found.span, base, new, (found.description, values))
     spans = tuple(found.span for found in fits)
     rest = cut(new, gaps([span.place for span in spans], len(new)))
     lanes = _lanes(coder.cost_bytes())

@@ -1,18 +1,25 @@
 """How to describe the residuals of one tensor in the fewest bytes; only who encodes needs this."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from delta.model import (
+    BUCKET_EDGES,
+    BUCKETS,
+    CLASSES,
     DEAD,
     ESCAPE,
     FACTOR_UNIT,
+    MAX_EXPONENT,
     REACH,
     TOP,
     UNIT,
     Floats,
     Width,
+    buckets,
     contexts,
     prior,
     shifts,
@@ -21,12 +28,11 @@ from delta.model import (
 from delta.rans import Ints
 from delta.spans import Description, Factor, Predictor, Rows, Span, as_rows, prediction, shared_part
 
-_LOWEST_CLASS_BELOW_MIDDLE = REACH - 1
 _ROW_BITS, _COLUMN_BITS = 3.0, 2.5
 """What a class costs, about."""
 
 _FACTOR = Width(8, signed=True)
-_RANKS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 255)
+_RANKS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 224, 255)
 _SMALLEST_WITH_RANK = 4096
 
 
@@ -39,22 +45,64 @@ class Fit:
     bits: float
 
 
+_NEAR = 31
+_BINS_AN_OCTAVE = 4
+_BINS = 2 * _NEAR + 1 + 27 * _BINS_AN_OCTAVE
+"""Residuals up to 31 are told apart, larger ones are put together by their magnitude."""
+
+
 @dataclass(frozen=True)
 class _Residuals:
-    """Residuals (rows, columns), turned so that predictions were rounded down to them."""
+    """Residuals (rows, columns), in the form in which their cost is looked up."""
 
-    values: Ints
-    away: Floats
+    kinds: NDArray[np.int32]
+    """Bucket of the prediction x bins + bin of the residual."""
+    mean: Floats
+    """Mean magnitude of each row; 0 for dead ones."""
     bits: int
 
-    def cost(self, classes: Ints) -> Floats:
-        """Return the bits of every residual under the given classes, by the prior."""
-        low = shifts(classes)
-        high = (self.values + (1 << low >> 1)) >> low
-        far = np.abs(high) > REACH
-        symbols = np.where(far, ESCAPE, high + REACH)
-        bits = _prior_bits()[contexts(classes, self.away), symbols]
-        return bits + np.where(far, self.bits, low)
+    def cost(self, classes: Ints) -> NDArray[np.float32]:
+        """Return the bits of every residual, were it of such a class, by the prior."""
+        table = _costs(self.bits)
+        found: NDArray[np.float32] = table[
+            (classes * (BUCKETS * _BINS)).astype(np.int32) + self.kinds
+        ]
+        return found
+
+    def of_rows(self, rows: NDArray[np.bool_]) -> "_Residuals":
+        """Return some of the rows."""
+        return _Residuals(self.kinds[rows], self.mean[rows], self.bits)
+
+
+@cache
+def _costs(bits: int) -> NDArray[np.float32]:
+    """Return the bits of a residual by class, bucket and bin, flat."""
+    far = np.exp2((np.arange(_BINS - 2 * _NEAR - 1) + 0.5) / _BINS_AN_OCTAVE) * (_NEAR + 1)
+    values = np.concatenate([np.arange(-_NEAR, _NEAR + 1), far.astype(np.int64)])
+    classes = np.arange(CLASSES)[:, None, None]
+    low = shifts(classes)
+    high = (values + (1 << low >> 1)) >> low
+    escape = np.abs(high) > REACH
+    middles = (np.concatenate([[0], BUCKET_EDGES]) / 512)[None, :, None]
+    where = contexts(np.broadcast_to(classes, (CLASSES, BUCKETS, 1)), middles)
+    found = -np.log2(prior())[where, np.where(escape, ESCAPE, high + REACH)]
+    costs: NDArray[np.float32] = (found + np.where(escape, bits, low)).astype(np.float32).ravel()
+    return costs
+
+
+def _residuals(width: Width, guess: Floats, values: Rows) -> _Residuals:
+    guess = width.clip(guess)
+    rounded = np.rint(guess)
+    away = guess - rounded
+    found = Width(width.bits, signed=True).wrap(values.astype(np.int64) - rounded.astype(np.int64))
+    found[away < 0] *= -1
+    size = np.abs(found)
+    bins = found + _NEAR
+    far = size > _NEAR
+    octaves = np.log2(size[far] / (_NEAR + 1)) * _BINS_AN_OCTAVE
+    bins[far] = 2 * _NEAR + 1 + octaves.astype(np.int64)
+    kinds = buckets(away) * _BINS + bins
+    return _Residuals(kinds.astype(np.int32), size.mean(axis=1), width.bits)
 
 
 def fit(candidates: list[Span], base: bytes, new: bytes) -> Fit:
@@ -72,7 +120,11 @@ def fit(candidates: list[Span], base: bytes, new: bytes) -> Fit:
 
 
 def _guess(span: Span, base: bytes, new: bytes) -> Floats:
-    return prediction(span, base, new)(slice(0, span.rows), slice(0, span.columns))
+    return prediction(span, base, new)(*_all(span))
+
+
+def _all(span: Span) -> tuple[slice, slice]:
+    return slice(0, span.rows), slice(0, span.columns)
 
 
 def _plain(span: Span, guess: Floats, values: Rows) -> Fit:
@@ -82,9 +134,7 @@ def _plain(span: Span, guess: Floats, values: Rows) -> Fit:
 def _described(span: Span, guess: Floats, values: Rows, left: Factor, right: Factor) -> Fit:
     """Return the best classes for these predictions."""
     if span.exponents:
-        guess = guess + shared_part(
-            span, left.values, right.values, slice(0, span.rows), slice(0, span.columns)
-        )
+        guess = guess + shared_part(span, left.values, right.values)(*_all(span))
     residuals = _residuals(span.width, guess, values)
     rows, bits = _row_classes(residuals, None)
     columns = None
@@ -97,46 +147,32 @@ def _described(span: Span, guess: Floats, values: Rows, left: Factor, right: Fac
     return Fit(span, Description(rows, columns, left, right), bits + _ROW_BITS * span.rows)
 
 
-def _residuals(width: Width, guess: Floats, values: Rows) -> _Residuals:
-    guess = width.clip(guess)
-    rounded = np.rint(guess)
-    away = guess - rounded
-    found = Width(width.bits, signed=True).wrap(values.astype(np.int64) - rounded.astype(np.int64))
-    return _Residuals(np.where(away < 0, -found, found), away, width.bits)
-
-
 def _row_classes(residuals: _Residuals, columns: Ints | None) -> tuple[Ints, float]:
     """Return the cheapest class of every row, and the bits of all."""
-    mean = np.abs(residuals.values).mean(axis=1)
-    dead = ~residuals.values.any(axis=1)
-    with np.errstate(divide="ignore"):
-        guess = np.where(dead, UNIT, np.rint(2 * np.log2(mean) + UNIT - 1)).astype(np.int64)
-    best = np.zeros(len(mean), np.int64)
-    bits = np.full(len(mean), np.inf)
-    for offset in range(-5, 4):
+    live = residuals.mean > 0
+    part = residuals.of_rows(live)
+    guess = np.rint(2 * np.log2(part.mean) + UNIT - 1).astype(np.int64)
+    best, bits = np.ones(len(guess), np.int64), np.full(len(guess), np.inf)
+    for offset in range(-4, 4):
         rows = np.clip(guess + offset, 1, TOP)
-        cost = residuals.cost(
-            np.broadcast_to(spread_classes(rows, columns), residuals.values.shape)
-        )
-        total = cost.sum(axis=1)
-        best = np.where(total < bits, rows, best)
-        bits = np.minimum(total, bits)
-    best = np.where(dead, DEAD, best)
-    best = np.where(dead, DEAD, np.maximum(best, _middle(best) - _LOWEST_CLASS_BELOW_MIDDLE))
-    return best, float(bits[~dead].sum())
+        total = part.cost(spread_classes(rows, columns)).sum(axis=1)
+        best, bits = np.where(total < bits, rows, best), np.minimum(total, bits)
+    found = np.full(len(live), DEAD)
+    # The lowest symbol stands for dead rows.
+    found[live] = np.maximum(best, _middle(best) - REACH + 1)
+    return found, float(bits.sum())
 
 
 def _column_classes(residuals: _Residuals, rows: Ints) -> Ints:
     """Return what to add to the classes of the rows, for every column."""
     live = rows != DEAD
-    part = _Residuals(residuals.values[live], residuals.away[live], residuals.bits)
-    best = np.zeros(residuals.values.shape[1], np.int64)
+    part = residuals.of_rows(live)
+    best = np.zeros(part.kinds.shape[1], np.int64)
     bits = np.full(len(best), np.inf)
-    for offset in (0, -1, 1, -2, 2, -3, 3, -4, 4, -5, -6):
-        classes = np.clip(rows[live][:, None] + offset, 1, TOP)
-        total = part.cost(np.broadcast_to(classes, part.values.shape)).sum(axis=0)
-        best = np.where(total < bits, offset, best)
-        bits = np.minimum(total, bits)
+    for offset in (0, -1, 1, -2, 2, -3, 3, -4, 4):
+        classes = np.clip(rows[live] + offset, 1, TOP)
+        total = part.cost(classes[:, None]).sum(axis=0)
+        best, bits = np.where(total < bits, offset, best), np.minimum(total, bits)
     return best
 
 
@@ -145,71 +181,75 @@ def _middle(rows: Ints) -> int:
     return int(np.median(live)) if len(live) else UNIT
 
 
-def _prior_bits() -> Floats:
-    return -np.log2(prior())
-
-
 def _no_factor(length: int) -> Factor:
     return Factor(np.empty((0, length), np.int8), np.empty(0, np.int64))
 
 
 def _with_rank(plain: Fit, guess: Floats, values: Rows) -> Fit:
-    """Return the fit with as much of a low-rank part as pays; updates of layers have few ranks."""
-    rest = values - guess
+    """Return the fit with as much of a low-rank part as pays: updates of layers have few ranks."""
     live = plain.description.rows != DEAD
-    if np.count_nonzero(live) < 8:
-        return plain
     highest = min(_RANKS[-1], values.size // (4 * sum(values.shape)), np.count_nonzero(live))
-    vectors = _singular(rest[live], highest)
+    if highest < _RANKS[0]:
+        return plain
+    parts = _Parts.of((values - guess)[live], highest)
     best = plain
     for rank in (rank for rank in _RANKS if rank <= highest):
-        found = _ranked(plain.span, guess, values, live, vectors, rank)
+        left, right, exponents = parts.quantized(rank)
+        everywhere = np.zeros((rank, len(live)), np.int8)
+        everywhere[:, live] = left
+        factors = _factor(everywhere), _factor(right)
+        span = replace(
+            plain.span,
+            exponents=exponents,
+            left_middle=_middle(factors[0].classes),
+            right_middle=_middle(factors[1].classes),
+        )
+        found = _described(span, guess, values, *factors)
+        found = replace(found, bits=found.bits + sum(map(_factor_bits, factors)))
         if found.bits > best.bits:
             break
         best = found
     return best
 
 
-def _singular(rest: Floats, rank: int) -> tuple[Floats, Floats, Floats]:
-    """Return left (rows, rank), strengths and right (rank, columns), by subspace iteration."""
-    random = np.random.default_rng(0)
-    basis = rest @ random.standard_normal((rest.shape[1], min(rank + 8, *rest.shape)))
-    for _ in range(3):
-        basis = np.linalg.qr(rest @ (rest.T @ np.linalg.qr(basis)[0]))[0]
-    small, strengths, right = np.linalg.svd(basis.T @ rest, full_matrices=False)
-    return basis @ small, strengths, right
+@dataclass(frozen=True)
+class _Parts:
+    """The strongest singular vectors of a matrix: left (rows, n), strengths, right (n, columns)."""
 
+    left: Floats
+    strengths: Floats
+    right: Floats
+    energy: float
+    """Mean square of the matrix times its size."""
+    size: int
 
-def _ranked(
-    span: Span,
-    guess: Floats,
-    values: Rows,
-    live: Ints,
-    vectors: tuple[Floats, Floats, Floats],
-    rank: int,
-) -> Fit:
-    left, strengths, right = vectors[0][:, :rank], vectors[1][:rank], vectors[2][:rank]
-    rest = (values - guess)[live]
-    noise = max(1e-4, (np.square(rest).sum() - np.square(strengths).sum()) / rest.size)
-    # Steps that add about as much error as is left anyway, and numbers that fit into int8.
-    wanted = 12 * noise / strengths
-    peaks = np.abs(left).max(axis=0), np.abs(right).max(axis=1)
-    room = strengths * np.square(np.maximum(*peaks)) / 127**2
-    exponents = np.ceil(np.log2(np.maximum(wanted / 1.4, room) * FACTOR_UNIT)).astype(np.int64)
-    exponents = np.clip(exponents, 0, 20)
-    step = np.ldexp(1.0, exponents) / FACTOR_UNIT
-    scale = np.sqrt(strengths / step)
-    all_left = np.zeros((rank, span.rows), np.int8)
-    all_left[:, live] = _int8((left * scale).T)
-    factors = _factor(all_left), _factor(_int8(right * scale[:, None]))
-    span = replace(
-        span,
-        exponents=tuple(int(exponent) for exponent in exponents),
-        left_middle=_middle(factors[0].classes),
-        right_middle=_middle(factors[1].classes),
-    )
-    found = _described(span, guess, values, *factors)
-    return replace(found, bits=found.bits + sum(_factor_bits(factor) for factor in factors))
+    @staticmethod
+    def of(matrix: Floats, count: int) -> "_Parts":
+        """Return about the `count` strongest, by subspace iteration."""
+        random = np.random.default_rng(0)
+        basis = matrix @ random.standard_normal((matrix.shape[1], min(count + 8, *matrix.shape)))
+        for _ in range(3):
+            basis = np.linalg.qr(matrix @ (matrix.T @ np.linalg.qr(basis)[0]))[0]
+        small, strengths, right = np.linalg.svd(basis.T @ matrix, full_matrices=False)
+        strengths = np.maximum(strengths, 1e-9)
+        return _Parts(basis @ small, strengths, right, float(np.square(matrix).sum()), matrix.size)
+
+    def quantized(self, rank: int) -> tuple[Rows, Rows, tuple[int, ...]]:
+        """Return int8 (rank, rows), int8 (rank, columns) and the exponents of their steps."""
+        left, strengths, right = self.left[:, :rank], self.strengths[:rank], self.right[:rank]
+        noise = max(1e-4, (self.energy - float(np.square(strengths).sum())) / self.size)
+        # Steps that add about as much error as is left anyway, and numbers that fit into int8.
+        wanted = 8 * noise / strengths
+        peaks = np.maximum(np.abs(left).max(axis=0), np.abs(right).max(axis=1))
+        room = strengths * np.square(peaks / 127)
+        exponents = np.ceil(np.log2(np.maximum(wanted, room) * FACTOR_UNIT))
+        exponents = np.clip(exponents, 0, MAX_EXPONENT).astype(np.int64)
+        scale = np.sqrt(strengths * FACTOR_UNIT / np.ldexp(1.0, exponents))
+        return (
+            _int8((left * scale).T),
+            _int8(right * scale[:, None]),
+            tuple(int(exponent) for exponent in exponents),
+        )
 
 
 def _int8(values: Floats) -> Rows:

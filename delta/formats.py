@@ -1,4 +1,4 @@
-"""Where the tensors of a model file lie. Only who encodes needs this; a delta carries the places."""
+"""Where the tensors of a model file lie. Only who encodes needs it; a delta carries the places."""
 
 from dataclasses import dataclass
 

@@ -46,8 +46,9 @@ BUCKETS = len(_MIDDLES)
 BLOCK = 1 << 14
 """About as many values are coded between two looks at the counts."""
 
-FACTOR_BITS = 8
 FACTOR_UNIT = 1 << 16
+MAX_EXPONENT = 20
+"""A component of the low-rank part counts 2^exponent / 2^16 times."""
 
 
 class Coder(Protocol):
@@ -64,13 +65,19 @@ class Coder(Protocol):
 
 def shifts(classes: Ints) -> Ints:
     """Return how many low bits of a residual of such a class are raw."""
-    return np.where(classes <= TOP, np.maximum(classes - UNIT, 0) // 2, 0)
+    found: Ints = np.where(classes <= TOP, np.maximum(classes - UNIT, 0) // 2, 0)
+    return found
 
 
 def contexts(classes: Ints, away: Floats) -> Ints:
     """Return the context of each residual, whose prediction was `away` from an integer."""
-    bucket = _BUCKET[(np.abs(away) * 512).astype(np.int64)]
-    return classes * BUCKETS + np.where(classes > UNIT + 1, 0, bucket)
+    found: Ints = classes * BUCKETS + np.where(classes > UNIT + 1, 0, buckets(away))
+    return found
+
+
+def buckets(away: Floats) -> Ints:
+    """Return the bucket of each distance from an integer, -0.5 to 0.5."""
+    return _BUCKET[(np.abs(away) * 512).astype(np.int64)]
 
 
 @cache
@@ -87,12 +94,13 @@ def prior() -> Floats:
     middle = np.where(shifts(classes)[:, None] > 0, 0.0, _MIDDLES)[:, :, None]
 
     def area(t: Floats) -> Floats:
-        return (t + np.sqrt(t * t + spread * spread)) / 2
+        found: Floats = (t + np.sqrt(t * t + spread * spread)) / 2
+        return found
 
     edges = np.arange(-REACH, REACH + 2) - 0.5 - middle
     below = area(edges + 0.5) - area(edges - 0.5)
     escape = 1 - (below[..., -1:] - below[..., :1])
-    shares = np.concatenate([below[..., 1:] - below[..., :-1], escape], axis=-1)
+    shares: Floats = np.concatenate([below[..., 1:] - below[..., :-1], escape], axis=-1)
     return shares.reshape(CLASSES * BUCKETS, SYMBOLS)
 
 
@@ -147,13 +155,16 @@ class Width:
         return np.clip(np.nan_to_num(values, posinf=highest), self.lowest, highest)
 
 
+@dataclass(frozen=True)
+class Stream:
+    """What is coded into, or read from, and what was learned on the way."""
+
+    coder: Coder
+    counts: Counts
+
+
 def code(
-    coder: Coder,
-    counts: Counts,
-    width: Width,
-    classes: Ints,
-    predicted: Floats,
-    values: Ints | None,
+    stream: Stream, width: Width, classes: Ints, predicted: Floats, values: Ints | None
 ) -> Ints:
     """Code integers by their predictions; all arrays are flat and of one length."""
     rounded = np.rint(predicted)
@@ -177,33 +188,30 @@ def code(
         bits = np.where(
             far, residuals & (1 << width.bits) - 1, (residuals * sign + half) & (1 << low) - 1
         )
-    symbols = coder.symbols(counts.bounds, where, symbols)
+    symbols = stream.coder.symbols(stream.counts.bounds, where, symbols)
     far = symbols == ESCAPE
-    bits = coder.raw(np.where(far, width.bits, low), bits)
-    counts.learn(where, symbols)
+    bits = stream.coder.raw(np.where(far, width.bits, low), bits)
+    stream.counts.learn(where, symbols)
     if values is None:
         near = ((symbols - REACH << low) + bits - half) * sign
         result[live] = width.wrap(rounded_int[live] + np.where(far, bits, near))
     return result
 
 
-def code_classes(
-    coder: Coder, counts: Counts, kind: int, middle: int, count: int, classes: Ints | None
-) -> Ints:
+def code_classes(stream: Stream, kind: int, middle: int, count: int, classes: Ints | None) -> Ints:
     """Code the classes of rows or columns, `middle` being what most of them are near."""
-    result = np.empty(count, np.int64)
+    found = np.empty(count, np.int64)
     for first in range(0, count, BLOCK):
         part = slice(first, min(first + BLOCK, count))
         length = part.stop - first
-        result[part] = code(
-            coder,
-            counts,
+        found[part] = code(
+            stream,
             Width(8, signed=True),
             np.full(length, kind),
             np.full(length, float(middle)),
             None if classes is None else classes[part],
         )
-    return result
+    return found
 
 
 def blocks(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,8 @@ from delta.model import (
     OF_ROWS,
     REACH,
     TOP,
-    Coder,
-    Counts,
     Floats,
+    Stream,
     Width,
     blocks,
     code,
@@ -29,12 +28,19 @@ from delta.model import (
 from delta.rans import Ints
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
-Rows: TypeAlias = NDArray[np.signedinteger] | NDArray[np.unsignedinteger]
+Rows: TypeAlias = NDArray[np.integer[Any]]
 
 ELEMENTS = ("i1", "u1", "i2", "u2", "i4", "f4")
 """By number. Floats are taken as the integers that their bits are."""
 
-_FACTOR = Width(8, signed=True)
+
+def width_of(element: str) -> Width:
+    """Return the range of an element's integers."""
+    return Width(8 * int(element[1]), element[0] != "u")
+
+
+def _integers(element: str) -> str:
+    return "<" + element.replace("f", "i")
 
 
 class Predictor(IntEnum):
@@ -94,7 +100,7 @@ class Span:
     @property
     def width(self) -> Width:
         """The integers that the elements are."""
-        return Width(8 * int(self.element[1]), self.element[0] != "u")
+        return width_of(self.element)
 
     @property
     def length(self) -> int:
@@ -133,8 +139,7 @@ class Factor:
 
 def as_rows(content: Bytes, offset: int, span: Span) -> Rows:
     """Return the elements at `offset`, (rows, columns); no copy where one row lies in one piece."""
-    kind = span.element.replace("f", "i")
-    flat = np.frombuffer(content, f"<{kind}", span.rows * span.columns, offset)
+    flat = np.frombuffer(content, _integers(span.element), span.rows * span.columns, offset)
     if span.outer == 1:
         return flat.reshape(span.rows, span.inner)
     cube = flat.reshape(span.outer, span.rows, span.inner)
@@ -143,8 +148,9 @@ def as_rows(content: Bytes, offset: int, span: Span) -> Rows:
 
 def place_rows(content: bytearray, span: Span, values: Rows) -> None:
     """Write what `as_rows` would read."""
-    cube = values.reshape(span.rows, span.outer, span.inner).transpose(1, 0, 2)
-    content[span.new : span.new + span.length] = np.ascontiguousarray(cube).tobytes()
+    flat = np.frombuffer(content, _integers(span.element), span.rows * span.columns, span.new)
+    cube = flat.reshape(span.outer, span.rows, span.inner)
+    cube.transpose(1, 0, 2)[:] = values.reshape(span.rows, span.outer, span.inner)
 
 
 Prediction: TypeAlias = Callable[[slice, slice], Floats]
@@ -153,9 +159,7 @@ Prediction: TypeAlias = Callable[[slice, slice], Floats]
 def prediction(span: Span, base: Bytes, new: Bytes) -> Prediction:
     """Return what predicts a block of `span` without its low-rank part, (rows, columns)."""
     if span.predictor is Predictor.NOTHING:
-        return lambda rows, columns: np.zeros(
-            (rows.stop - rows.start, columns.stop - columns.start)
-        )
+        return nothing
     if span.predictor is Predictor.PRODUCT:
         product = _product(span, new)
         return lambda rows, columns: product[:, columns].astype(np.float64)
@@ -171,7 +175,9 @@ def prediction(span: Span, base: Bytes, new: Bytes) -> Prediction:
     def rescaled(rows: slice, columns: slice) -> Floats:
         part = ratio[rows if len(ratio) > 1 else slice(None)]
         part = part[:, columns if part.shape[1] > 1 else slice(None)]
-        return (old[rows, columns].astype(np.float64) - base_zero) * part + new_zero
+        before: Floats = old[rows, columns].astype(np.float64)
+        found: Floats = np.asarray((before - base_zero) * part + new_zero)
+        return found
 
     return rescaled
 
@@ -180,7 +186,9 @@ def _product(span: Span, new: Bytes) -> NDArray[np.int32]:
     assert span.factors is not None
     many = np.frombuffer(new, "<f4", span.columns, span.factors[0])
     with np.errstate(all="ignore"):
-        return (many * np.frombuffer(new, "<f4", 1, span.factors[1])).view("<i4").reshape(1, -1)
+        product = many * np.frombuffer(new, "<f4", 1, span.factors[1])
+    bits: NDArray[np.int32] = product.view("<i4").reshape(1, -1)
+    return bits
 
 
 def ratios(span: Span, base: Bytes, new: Bytes) -> Floats:
@@ -193,116 +201,100 @@ def ratios(span: Span, base: Bytes, new: Bytes) -> Floats:
     return ratio.reshape((-1, 1) if span.scales.count in (1, span.rows) else (1, -1))
 
 
-def shared_part(span: Span, left: Ints, right: Ints, rows: slice, columns: slice) -> Floats:
-    """Return the low-rank part of a block: small integers in float64, so exact in any order."""
-    weights = np.ldexp(1.0, np.array(span.exponents))
-    part = (left[:, rows].astype(np.float64) * weights[:, None]).T @ right[:, columns].astype(
-        np.float64
-    )
-    return part / FACTOR_UNIT
+def shared_part(span: Span, left: Rows, right: Rows) -> Prediction:
+    """Return the low-rank part: sums of small integers in float64, exact in any order."""
+    weights = np.ldexp(1.0 / FACTOR_UNIT, np.array(span.exponents, np.int32))
+    right = right.astype(np.float64)
+
+    def part(rows: slice, columns: slice) -> Floats:
+        weighted: Floats = left[:, rows] * weights[:, None]
+        found: Floats = weighted.T @ right[:, columns]
+        return found
+
+    return part
 
 
 def code_span(
-    coder: Coder,
-    counts: Counts,
+    stream: Stream,
     span: Span,
     base: Bytes,
     new: Bytes,
-    description: Description | None,
-    values: Rows | None,
+    told: tuple[Description, Rows] | None = None,
 ) -> Rows:
-    """Code the description of a span and its elements, (rows, columns)."""
+    """Code the description of a span and its elements; return the elements, (rows, columns)."""
+    description, values = told or (None, None)
     rank = len(span.exponents)
     left = _code_factor(
-        coder, counts, (rank, span.rows), span.left_middle, description and description.left
+        stream, (rank, span.rows), span.left_middle, description.left if description else None
     )
     right = _code_factor(
-        coder, counts, (rank, span.columns), span.right_middle, description and description.right
+        stream, (rank, span.columns), span.right_middle, description.right if description else None
     )
-    row_classes = code_row_classes(
-        coder, counts, span.middle, span.rows, None if description is None else description.rows
+    rows = code_row_classes(
+        stream, span.middle, span.rows, description.rows if description else None
     )
-    column_classes = None
+    columns = description.columns if description else None
     if span.has_columns:
-        given = None if description is None else description.columns
-        column_classes = code_classes(coder, counts, OF_COLUMNS, 0, span.columns, given)
+        columns = code_classes(stream, OF_COLUMNS, 0, span.columns, columns)
     predict = prediction(span, base, new)
+    shared = shared_part(span, left, right)
 
     def predicted(rows: slice, columns: slice) -> Floats:
         found = predict(rows, columns)
-        return found + shared_part(span, left, right, rows, columns) if rank else found
+        return found + shared(rows, columns) if rank else found
 
-    return code_matrix(
-        coder,
-        counts,
-        span.width,
-        (span.rows, span.columns),
-        row_classes,
-        column_classes,
-        predicted,
-        f"<{span.element.replace('f', 'i')}",
-        values,
-    )
+    return code_matrix(stream, Matrix(span.element, span.columns, rows, columns), predicted, values)
 
 
-def code_row_classes(
-    coder: Coder, counts: Counts, middle: int, count: int, classes: Ints | None
-) -> Ints:
+def code_row_classes(stream: Stream, middle: int, count: int, classes: Ints | None) -> Ints:
     """Code the classes of rows; a dead row is written as the lowest symbol."""
     lowest = middle - REACH
     given = None if classes is None else np.where(classes == DEAD, lowest, classes)
-    found = code_classes(coder, counts, OF_ROWS, middle, count, given)
-    return np.where(found <= lowest, DEAD, checked_classes(found)) if classes is None else classes
+    found = code_classes(stream, OF_ROWS, middle, count, given)
+    if found.max(initial=0) > TOP:
+        raise DeltaError(f"expected classes up to {TOP}, got {found.max()}")
+    return np.where(found <= lowest, DEAD, np.maximum(found, 1))
 
 
-def checked_classes(classes: Ints) -> Ints:
-    """Return the classes; refuse what is none."""
-    if np.any(classes > TOP):
-        raise DeltaError(f"expected classes up to {TOP}, got {classes.max()}")
-    return np.maximum(classes, 1)
+@dataclass(frozen=True)
+class Matrix:
+    """What is known of a matrix before its elements are."""
+
+    element: str
+    columns: int
+    row_classes: Ints
+    column_classes: Ints | None = None
 
 
-def code_matrix(
-    coder: Coder,
-    counts: Counts,
-    width: Width,
-    shape: tuple[int, int],
-    row_classes: Ints,
-    column_classes: Ints | None,
-    predicted: Prediction,
-    kind: str,
-    values: Rows | None,
-) -> Rows:
+def code_matrix(stream: Stream, matrix: Matrix, predicted: Prediction, values: Rows | None) -> Rows:
     """Code the elements of a matrix, block by block."""
-    result = np.empty(shape, kind) if values is None else values
+    width = width_of(matrix.element)
+    shape = len(matrix.row_classes), matrix.columns
+    result = np.empty(shape, _integers(matrix.element)) if values is None else values
     for rows, columns in blocks(*shape):
-        here = None if column_classes is None else column_classes[columns]
-        classes = spread_classes(row_classes[rows], here)
+        here = None if matrix.column_classes is None else matrix.column_classes[columns]
         guess = width.clip(predicted(rows, columns))
+        classes = np.broadcast_to(
+            spread_classes(matrix.row_classes[rows], here), guess.shape
+        ).ravel()
         given = None if values is None else values[rows, columns].astype(np.int64).ravel()
-        flat = np.broadcast_to(classes, guess.shape).ravel()
-        found = code(coder, counts, width, flat, guess.ravel(), given)
+        found = code(stream, width, classes, guess.ravel(), given)
         if values is None:
             result[rows, columns] = found.reshape(guess.shape)
     return result
 
 
+def nothing(rows: slice, columns: slice) -> Floats:
+    """Predict 0."""
+    return np.zeros((rows.stop - rows.start, columns.stop - columns.start))
+
+
 def _code_factor(
-    coder: Coder, counts: Counts, shape: tuple[int, int], middle: int, factor: Factor | None
+    stream: Stream, shape: tuple[int, int], middle: int, factor: Factor | None
 ) -> Rows:
-    """Code one factor of the low-rank part: a small matrix, predicted from nothing."""
-    if not shape[0]:
-        return np.empty(shape, np.int8)
+    """Code one side of the low-rank part: a small matrix, predicted from nothing."""
+    rank, length = shape
     given = None if factor is None else factor.classes
-    classes = code_row_classes(coder, counts, middle, shape[0], given)
-    return code_matrix(
-        coder,
-        counts,
-        _FACTOR,
-        shape,
-        classes,
-        None,
-        lambda rows, columns: np.zeros((rows.stop - rows.start, columns.stop - columns.start)),
-        "<i1",
-        None if factor is None else factor.values,
-    )
+    classes = code_row_classes(stream, middle, rank, given)
+    matrix = Matrix("i1", length, classes)
+    return code_matrix(stream, matrix, nothing, None if factor is None else factor.values)
