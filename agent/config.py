@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from agent.errors import DeviceError
-from wire.ids import DeviceId
+from wire.ids import DeviceId, ReleaseRef
+from wire.manners import Windows
 from wire.topics import ROOT
 from wire.transfer import MAX_WINDOW_CHUNKS
 
@@ -22,6 +23,7 @@ Label = Annotated[str, Field(max_length=100)]
 LabelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
 Seconds = Annotated[int, Field(ge=1, le=86_400)]
 MEBIBYTE = 1024 * 1024
+MAX_PINS = 64
 
 
 class ConfigError(DeviceError):
@@ -61,6 +63,23 @@ def _broker_url(text: str) -> str:
     return text
 
 
+def _timezone(text: str) -> str:
+    if text:
+        from zoneinfo import ZoneInfo  # only where one is named
+
+        try:
+            ZoneInfo(text)
+        except (LookupError, ValueError, OSError):
+            raise ValueError(
+                "expected a time zone that this system knows, such as Europe/Berlin"
+            ) from None
+    return text
+
+
+def _pin(text: str) -> str:
+    return str(ReleaseRef.parse(text))
+
+
 def _root(text: str) -> str:
     if not text or len(text) > 40 or any(c in text for c in "+#/$\0 "):
         raise ValueError("expected one topic level of 1 to 40 characters without + # / $")
@@ -87,6 +106,9 @@ def _split_address(text: str) -> tuple[str, int]:
     if url.hostname is None or url.port is None or url.path or url.username is not None:
         raise ValueError("expected HOST:PORT")
     return url.hostname, url.port
+
+
+Pin = Annotated[str, AfterValidator(_pin)]
 
 
 class BrokerConfig(_Table):
@@ -170,6 +192,10 @@ class TransferConfig(_Table):
     """For a broker that carries only short messages: 8 bytes less than what it lets through."""
     bytes_per_s: Annotated[int, Field(ge=0)] = 0
     """What a slow or paid line may carry of them; 0: no cap."""
+    windows: Windows = ()
+    """Times of the day, such as "01:00-05:00", when they may be fetched; none: at any time."""
+    timezone: Annotated[str, AfterValidator(_timezone)] = ""
+    """Of the windows, such as "Europe/Berlin"; empty: the system's."""
     reserve_mb: Annotated[int, Field(ge=0)] = 16
     """Free space on the disk that artifacts never touch."""
 
@@ -177,6 +203,26 @@ class TransferConfig(_Table):
     def reserve_bytes(self) -> int:
         """`reserve_mb` in bytes."""
         return self.reserve_mb * MEBIBYTE
+
+
+class RetentionConfig(_Table):
+    """What stays on the disk beside the running and the previous releases."""
+
+    pin: Annotated[tuple[Pin, ...], Field(max_length=MAX_PINS)] = ()
+    """Releases, such as "detector@7", that stay once they served here."""
+    quota_mb: Annotated[int, Field(ge=0)] = 0
+    """What all artifacts together may take; 0: what the disk has."""
+
+    @property
+    def pins(self) -> frozenset[tuple[str, int]]:
+        """(model, version) of the pinned releases."""
+        refs = (ReleaseRef.parse(text) for text in self.pin)
+        return frozenset((ref.model, ref.version) for ref in refs)
+
+    @property
+    def quota_bytes(self) -> int:
+        """`quota_mb` in bytes."""
+        return self.quota_mb * MEBIBYTE
 
 
 class AgentConfig(_Table):
@@ -191,6 +237,7 @@ class AgentConfig(_Table):
     engine: EngineConfig = EngineConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     transfer: TransferConfig = TransferConfig()
+    retention: RetentionConfig = RetentionConfig()
 
 
 _TABLES: dict[str, type[BaseModel]] = {

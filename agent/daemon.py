@@ -18,6 +18,7 @@ from agent.core import events as ev
 from agent.core.state import AgentState, Instant, Journal, Settings
 from agent.core.step import next_wake, step
 from agent.errors import DeviceError
+from agent.shell.clock import Clock
 from agent.shell.engines import Engines
 from agent.shell.imports import NEWS, Imports
 from agent.shell.link import Link
@@ -60,6 +61,7 @@ class Daemon:
         self._exit_by: float | None = None
         self._exit_code = 0
         self._notifier = Notifier()
+        self._clock = Clock(config.transfer.timezone)
         self._slots = Slots(config.data_dir, config.transfer.reserve_bytes, self._post)
         self._imports = Imports(config.data_dir, verifier, config.device)
         self._look_asked = False
@@ -86,6 +88,9 @@ class Daemon:
                 health_s=config.telemetry.health_s,
                 window_chunks=config.transfer.window_chunks,
                 rate_bytes_s=config.transfer.bytes_per_s,
+                windows=config.transfer.windows,
+                pins=config.retention.pins,
+                quota_bytes=config.retention.quota_bytes,
             )
         )
 
@@ -142,7 +147,7 @@ class Daemon:
             self._carry_out(action)
 
     def _now(self) -> Instant:
-        return Instant(time.monotonic(), time.time())
+        return self._clock.now()
 
     def _post(self, event: ev.Event) -> None:
         """Take an event from any thread; others wait when the queue is full, the loop never."""
@@ -205,7 +210,8 @@ class Daemon:
     def _disk_or_engine(self, action: do.Action) -> None:
         match action:
             case do.MeasureSpace():
-                self._post(ev.SpaceMeasured(self._slots.measure_space(), self._slots.blobs()))
+                free, sizes = self._slots.measure_space(), self._slots.blob_sizes()
+                self._post(ev.SpaceMeasured(free, sizes))
             case do.OpenTransfer(offer):
                 self._slots.open_transfer(offer)
             case do.WriteIndex(transfer, index):
@@ -269,8 +275,12 @@ class Daemon:
 
     def _sample(self) -> None:
         health = self._probe.sample(self._engines.pids().values())
-        waits = {"outbox_waiting": self._outbox.waiting, "outbox_dropped": self._outbox.dropped}
-        self._post(ev.HealthSampled(health.model_copy(update=waits)))
+        counts = {
+            "outbox_waiting": self._outbox.waiting,
+            "outbox_dropped": self._outbox.dropped,
+            "flash_bytes_written": self._slots.flash_bytes_written + self._outbox.bytes_written,
+        }
+        self._post(ev.HealthSampled(health.model_copy(update=counts)))
 
     def _save(self, journal: Journal) -> None:
         """Write the journal, and do nothing else before it is on the disk.

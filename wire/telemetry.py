@@ -136,6 +136,8 @@ class Health(Document):
     """Frame payload received since start."""
     chunks_bad: Count = 0
     """Frames dropped since start: cut, poisoned or misaddressed."""
+    flash_bytes_written: Count = 0
+    """What the agent gave its disk since start: artifacts, journal and outbox."""
 
 
 class Ack(Document):

@@ -16,6 +16,7 @@ from wire.ids import (
     UnixTime,
     Version,
 )
+from wire.manners import Manners
 from wire.transfer import CHUNK_BYTES, Offer
 
 Revision = Annotated[int, Field(ge=0, le=2**53)]
@@ -108,6 +109,7 @@ class DesiredRelease(Part):
     probation: Probation = Probation()
     fetch_deadline_s: Annotated[int, Field(ge=10, le=90 * 86_400)] = 1800
     """Without a new chunk for this long, fetching fails with `no_progress`."""
+    manners: Manners = Manners()
 
     @property
     def ref(self) -> ReleaseRef:
@@ -140,6 +142,10 @@ class DeploymentReport(Part):
     variant: str | None = None
     bytes_done: Count = 0
     bytes_total: Count = 0
+    bytes_per_s: Count = 0
+    """How fast they come, lately."""
+    waiting: bool = False
+    """It fetches nothing on purpose, until its window opens, its turn comes, or the hold ends."""
     labelled_pairs: Count = 0
     worse: Count = 0
     better: Count = 0

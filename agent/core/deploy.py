@@ -1,5 +1,6 @@
 """Moves the active deployment on: preflight, fetching, trial, probation, and how each may end."""
 
+import math
 from dataclasses import replace
 
 from agent.control import Tally
@@ -21,17 +22,28 @@ from agent.core.actions import (
 )
 from agent.core.download import ChunkVerified, Download, FrameRejected, IndexVerified
 from agent.core.lifecycle import ATTEMPTS, TRIAL_DEADLINE_S
+from agent.core.manners import (
+    Wait,
+    openings,
+    rate,
+    turn_after,
+    wait_before_all,
+    wait_before_files,
+)
 from agent.core.offers import all_chosen, chosen, disk_bytes
 from agent.core.probation import judge
-from agent.core.reconcile import Adopt, Begin, Supersede, reconcile
-from agent.core.state import Deployment, Generation, Installed
+from agent.core.reconcile import Adopt, Begin, Supersede, reconcile, settled
+from agent.core.retention import Room, Space, kept_files, make_room, pinned_after
+from agent.core.state import AgentState, Deployment, Generation, Installed, Instant
 from agent.core.turn import Turn
 from wire.manifest import Manifest, Variant
-from wire.transfer import ChunkFrame
+from wire.transfer import ChunkFrame, Offer
 from wire.twin import Capabilities, DesiredRelease, Phase, Reason
 
 RUNTIMES = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert", "tflite-runtime")}
 TALLY_S = 1.0
+COLLECT_S = 86_400.0
+"""How often garbage is taken out even if nothing happens."""
 
 
 def converge(turn: Turn) -> None:
@@ -84,15 +96,16 @@ def _press(turn: Turn, deployment: Deployment) -> None:
     match deployment.phase:
         case Phase.QUEUED:
             turn.state.measured = False
+            take_turn(turn, release)
             turn.advance(deployment, Phase.PREFLIGHT)
         case Phase.PREFLIGHT:
             _preflight(turn, deployment, release)
         case Phase.FETCHING:
             missing = _missing(turn, deployment.files)
-            if missing:
-                _fetch(turn, deployment, release, missing[0])
-            else:
+            if not missing:
                 _fetched(turn, deployment, release)
+            elif _may_fetch(turn, deployment, wait_before_files(turn.state, release, turn.now)):
+                _fetch(turn, deployment, release, missing[0])
         case Phase.VERIFIED:
             _try(turn, deployment)
         case Phase.TRIAL:
@@ -116,7 +129,10 @@ def _fetched(turn: Turn, deployment: Deployment, release: DesiredRelease) -> Non
 
 def _preflight(turn: Turn, deployment: Deployment, release: DesiredRelease) -> None:
     state = turn.state
+    if not _may_fetch(turn, deployment, wait_before_all(state, release, turn.now)):
+        return
     if release.manifest not in state.blobs:
+        # It is small, and the day need not end before the device knows what it would fetch.
         _fetch(turn, deployment, release, release.manifest)
     elif release.manifest not in state.manifests:
         if state.finishing != release.manifest:
@@ -141,10 +157,10 @@ def on_manifest(turn: Turn, digest: str, manifest: Manifest | None, detail: str)
         finish(turn, deployment, Phase.REJECTED, Reason.BAD_MANIFEST, detail)
 
 
-def on_space(turn: Turn, free_bytes: int, blobs: frozenset[str]) -> None:
+def on_space(turn: Turn, space: Space) -> None:
     """Choose the variant and see that it fits before the first byte of it is fetched."""
     # What vanished from the disk is fetched again.
-    turn.state.blobs = turn.state.blobs & blobs
+    turn.state.blobs = turn.state.blobs & space.sizes.keys()
     deployment = turn.state.active()
     if deployment is None or deployment.phase is not Phase.PREFLIGHT:
         return
@@ -169,13 +185,48 @@ def on_space(turn: Turn, free_bytes: int, blobs: frozenset[str]) -> None:
         detail = f"expected an offer for each file, got none for {unoffered[0][:19]}"
         finish(turn, deployment, Phase.REJECTED, Reason.BAD_MANIFEST, detail)
         return
-    needed = sum(disk_bytes(offers[digest]) for digest in missing)
-    if needed > free_bytes:
-        detail = f"expected {needed} bytes free for artifacts, got {max(free_bytes, 0)}"
-        finish(turn, deployment, Phase.REJECTED, Reason.NO_SPACE, detail)
+    own, ordered = turn.state.settings.windows, release.manners.windows
+    if missing and not openings(own, ordered):
+        detail = f"expected windows that meet, got {', '.join(ordered)} in the order and "
+        detail += f"{', '.join(own)} on this device"
+        finish(turn, deployment, Phase.REJECTED, Reason.NO_PROGRESS, detail)
         return
-    turn.advance(deployment, Phase.FETCHING, variant=variant.name, files=files)
+    needed = sum(disk_bytes(offers[digest]) for digest in missing)
+    deployment = replace(deployment, variant=variant.name, files=files)
+    room = _room(turn, deployment, release, [offers[digest] for digest in missing], space)
+    if room.lacking:
+        finish(turn, deployment, Phase.REJECTED, Reason.NO_SPACE, room.lacking)
+        return
+    turn.advance(deployment, Phase.FETCHING)
+    if room.leaving:
+        _clear(turn, release, room.leaving)
     turn.say(f"{release.ref}: fetching {variant.name}, {len(missing)} files, {needed} bytes")
+
+
+def _room(
+    turn: Turn, deployment: Deployment, release: DesiredRelease, offers: list[Offer], space: Space
+) -> Room:
+    """Return how the files of these offers find room: as deltas, or else whole."""
+    journal, settings = turn.state.journal, turn.state.settings
+    bases = {offer.base for offer in offers if offer.base is not None}
+    needed = sum(disk_bytes(offer) for offer in offers)
+    room = make_room(journal, deployment, bases, needed, space, settings)
+    if not room.lacking or not bases:
+        return room
+    files = {offer.file for offer in offers}
+    whole = [o for o in release.offers if o.file in files and o.base is None]
+    sizes = {offer.file: disk_bytes(offer) for offer in sorted(whole, key=disk_bytes)}
+    return make_room(journal, deployment, set(), sum(sizes.values()), space, settings)
+
+
+def _clear(turn: Turn, release: DesiredRelease, leaving: tuple[Installed, ...]) -> None:
+    """Give up previous releases for a new one."""
+    previous = turn.state.journal.previous
+    models = {each.model for each in leaving}
+    turn.record(previous={m: i for m, i in previous.items() if m not in models})
+    for each in leaving:
+        turn.say(f"{each.model}@{each.version}: deleted to make room for {release.ref}", "warning")
+    collect(turn)
 
 
 def choose(manifest: Manifest, capabilities: Capabilities) -> tuple[Variant | None, Reason, str]:
@@ -205,6 +256,80 @@ def _missing(turn: Turn, files: tuple[str, ...]) -> list[str]:
     return [digest for digest in files if digest not in turn.state.blobs]
 
 
+def take_turn(turn: Turn, release: DesiredRelease) -> None:
+    """Draw when this device begins to fetch, so that not all of a wave do at once."""
+    turn.state.fetch_at = turn.now.mono + turn_after(turn.state.settings.device, release)
+
+
+def on_booted(turn: Turn) -> None:
+    """Wait out what is left of this device's turn; what it fetched already proves it came."""
+    deployment = turn.state.active()
+    release = turn.wanted(deployment.model) if deployment is not None else None
+    if deployment is None or release is None or deployment.phase is not Phase.PREFLIGHT:
+        return
+    take_turn(turn, release)
+    # A clock that was set back must not make the wait longer than it ever was.
+    turn.state.fetch_at -= max(turn.now.wall - deployment.since, 0.0)
+
+
+def on_desired(turn: Turn, before: DesiredRelease | None) -> None:
+    """Take a new turn when a hold on the active deployment ended; `before` was its order."""
+    deployment = turn.state.active()
+    release = turn.wanted(deployment.model) if deployment is not None else None
+    if before is None or release is None:
+        return
+    if before.manners.held and not release.manners.held:
+        take_turn(turn, release)
+
+
+def _may_fetch(turn: Turn, deployment: Deployment, wait: Wait | None) -> bool:
+    """Rest while there is a reason to, saying which; then go on where it was left."""
+    state, now = turn.state, turn.now.mono
+    download = state.download
+    if wait is None or (download is not None and download.complete):
+        if state.waiting or deployment.detail:
+            state.waiting = False
+            turn.note(replace(deployment, detail=""))
+            if download is not None and download.opened:
+                _wake(turn, download)
+        return True
+    if not state.waiting or deployment.detail != wait.why:
+        state.waiting = state.report_wanted = True
+        turn.note(replace(deployment, detail=wait.why))
+        turn.say(f"{deployment.model}@{deployment.version}: {wait.why}")
+    # What was asked for is on its way and welcome; after that nothing is to come.
+    listening = download is not None and download.opened and not download.resting
+    if download is not None and listening and now >= download.expected_until():
+        download.resting = True
+        turn.do(Unlisten(download.offer.index))
+    return False
+
+
+def _wake(turn: Turn, download: Download) -> None:
+    if download.resting and not download.complete:
+        turn.do(Listen(download.offer.index))
+    download.resume(turn.now.mono)
+
+
+def next_fetch(state: AgentState, now: Instant) -> float:
+    """Return when fetching next has something to do, monotonic; inf: when something comes."""
+    deployment, download = state.active(), state.download
+    if state.finishing or deployment is None:
+        return math.inf
+    if not state.waiting:
+        due = download.next_due() if download is not None and state.online else None
+        return math.inf if due is None else due
+    release = state.journal.wanted().get(deployment.model)
+    if release is None:
+        return math.inf
+    preflight = deployment.phase is Phase.PREFLIGHT
+    wait = (wait_before_all if preflight else wait_before_files)(state, release, now)
+    times = [wait.until if wait is not None else now.mono]
+    if download is not None and download.opened and not download.resting:
+        times.append(download.expected_until())
+    return min(times)
+
+
 def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: str) -> None:
     """Open the transfer of one file, or ask for more of it, or see that it came to a halt."""
     state = turn.state
@@ -219,11 +344,12 @@ def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: 
             return
         settings = state.settings
         seed = f"{settings.device}/{settings.boot}/{digest}"
-        state.download = Download(offer, settings.window_chunks, seed, settings.rate_bytes_s)
+        state.download = Download(offer, settings.window_chunks, seed)
         turn.do(OpenTransfer(offer), Listen(offer.index))
         return
     if not download.opened:
         return
+    download.rate_bytes_s = rate(state.settings.rate_bytes_s, release.manners.bytes_per_s)
     if download.complete:
         state.finishing = download.offer.file
         turn.do(Unlisten(download.offer.index), FinishTransfer(download.offer))
@@ -440,11 +566,12 @@ def commit(turn: Turn, deployment: Deployment, generation: Generation, detail: s
     if deployment.model in journal.champions and deployment.purpose != "rollback":
         # After a rollback there is no way back: it would lead to what was just taken away.
         previous[deployment.model] = journal.champions[deployment.model]
-    champion = _installed(deployment, turn.now.wall)
+    champions = {**journal.champions, deployment.model: _installed(deployment, turn.now.wall)}
     turn.advance(deployment, Phase.COMMITTED, detail=detail)
     turn.record(
-        champions={**journal.champions, deployment.model: champion},
+        champions=champions,
         previous=previous,
+        pinned=pinned_after(journal, champions, previous, state.settings.pins),
         crashes={m: n for m, n in journal.crashes.items() if m != deployment.model},
     )
     coming = state.generation("next")
@@ -538,18 +665,20 @@ def recheck_challenger(turn: Turn) -> None:
 
 
 def collect(turn: Turn) -> None:
-    """Take out what no champion, previous release or pending deployment needs."""
+    """Take out what no champion, no previous or pinned release, and no pending order needs."""
     journal = turn.state.journal
-    files: set[str] = set()
-    for installed in (*journal.champions.values(), *journal.previous.values()):
-        files.update(installed.files)
+    turn.state.next_collect = turn.now.mono + COLLECT_S
+    champions, previous = journal.champions.values(), journal.previous.values()
+    files = kept_files((*champions, *previous, *journal.pinned))
     transfers: set[str] = set()
     for deployment in journal.deployments.values():
-        release = turn.wanted(deployment.model)
-        if deployment.phase.final or release is None:
-            continue
-        files.update(deployment.files, (deployment.manifest,))
-        transfers.update(offer.transfer for offer in release.offers)
+        if not deployment.phase.final:
+            files.update(deployment.files, (deployment.manifest,))
+    for release in journal.wanted().values():
+        # A newer rollout of the same release goes on with the chunks of the one before.
+        if not settled(journal, release):
+            files.update(offer.file for offer in release.offers)
+            transfers.update(offer.transfer for offer in release.offers)
     keep = frozenset(files | imports.kept(turn))
     heard, turn.state.blobs = turn.state.blobs, turn.state.blobs & keep
     turn.state.manifests = {d: m for d, m in turn.state.manifests.items() if d in keep}

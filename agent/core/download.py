@@ -65,6 +65,8 @@ class Download:
     rate_bytes_s: int = 0
     index: bytes = b""
     opened: bool = False
+    resting: bool = False
+    """Its topic was left, since nothing is to be fetched now."""
     last_progress: float = 0.0
     """Monotonic seconds of the last verified frame."""
     bad: int = 0
@@ -235,6 +237,16 @@ class Download:
         """Ask afresh, since the broker lost what was under way."""
         self._asked.clear()
         self._timeout = FIRST_TIMEOUT_S
+
+    def expected_until(self) -> float:
+        """Return until when answers to what was asked for may still come, monotonic seconds."""
+        return max((asked + self._timeout for asked in self._asked.values()), default=0.0)
+
+    def resume(self, now: float) -> None:
+        """Go on after a rest: nothing is on its way, and no deadline ran."""
+        self.resting = False
+        self.last_progress = now
+        self.forget_requests()
 
     def next_due(self) -> float | None:
         """Return when `requests_due` next has something to say, in monotonic seconds."""

@@ -1,5 +1,6 @@
 """All that can happen to an agent, as values. The shell makes them; `step` takes them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.control import Loaded, Tally, Window
@@ -137,10 +138,11 @@ class ManifestRead:
 
 @dataclass(frozen=True, slots=True)
 class SpaceMeasured:
-    """Free bytes for artifacts and the blobs that lie there, asked for by MeasureSpace."""
+    """Free bytes for artifacts, those of partials among them, and what each whole file takes."""
 
     free_bytes: int
-    blobs: frozenset[str]
+    sizes: Mapping[str, int]
+    """Digest -> bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ def report(state: AgentState) -> Reported:
 
 def _deployment(state: AgentState, deployment: Deployment) -> DeploymentReport:
     done, total = _progress(state, deployment)
+    waiting = state.waiting and deployment == state.active()
+    moving = deployment.phase is Phase.FETCHING and not waiting
     return DeploymentReport(
         model=deployment.model,
         version=deployment.version,
@@ -50,6 +52,8 @@ def _deployment(state: AgentState, deployment: Deployment) -> DeploymentReport:
         variant=deployment.variant or None,
         bytes_done=done,
         bytes_total=total,
+        bytes_per_s=int(state.speed) if moving else 0,
+        waiting=waiting,
         labelled_pairs=deployment.labelled_pairs,
         worse=deployment.worse,
         better=deployment.better,

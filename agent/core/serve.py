@@ -11,6 +11,7 @@ from agent.core.actions import (
     StartShadow,
 )
 from agent.core.jitter import draw
+from agent.core.retention import pinned_after
 from agent.core.state import Deployment, Generation, Installed, Role
 from agent.core.turn import Turn
 from wire.twin import Phase, Reason
@@ -182,9 +183,12 @@ def _fall_back(turn: Turn, model: str, why: str) -> None:
     deployments = dict(journal.deployments)
     if latest is None or latest.phase.final:
         deployments[model] = fallback
+    champions = {**journal.champions, model: good}
+    previous = {m: i for m, i in journal.previous.items() if m != model}
     turn.record(
-        champions={**journal.champions, model: good},
-        previous={m: i for m, i in journal.previous.items() if m != model},
+        champions=champions,
+        previous=previous,
+        pinned=pinned_after(journal, champions, previous, turn.state.settings.pins),
         crashes={m: n for m, n in journal.crashes.items() if m != model},
         deployments=deployments,
     )

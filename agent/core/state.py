@@ -77,6 +77,8 @@ class Journal:
     """Model -> engine crashes blamed on its champion since it last ran well."""
     commands: tuple[str, ...] = ()
     """Ids of recent commands, oldest first."""
+    pinned: tuple[Installed, ...] = ()
+    """What served once and is kept because the configuration pins it, oldest first."""
     local: dict[str, DesiredRelease] = field(default_factory=dict)
     """Model -> the order that came in a bundle, until the controller has another wish."""
 
@@ -88,10 +90,12 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """A moment on two clocks, in seconds. Deadlines rest on `mono`; reports show `wall`."""
+    """A moment, in seconds. Deadlines rest on `mono`; reports show `wall`."""
 
     mono: float
     wall: float
+    local_s: float = 0.0
+    """Since midnight on the device's own clock: windows of the day rest on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,12 @@ class Settings:
     health_s: float = 60.0
     window_chunks: int = 32
     rate_bytes_s: int = 0
+    windows: tuple[str, ...] = ()
+    """When this device may fetch, whatever the order says."""
+    pins: frozenset[tuple[str, int]] = frozenset()
+    """(model, version) of releases to keep once they served here."""
+    quota_bytes: int = 0
+    """What all artifacts together may take; 0: no quota."""
 
 
 Role = Literal["next", "serving", "challenger", "ending"]
@@ -159,8 +169,15 @@ class AgentState:
     """Digest of the file whose finished transfer is being decoded and moved into its slot."""
     measured: bool = False
     """Free space was asked for in this preflight."""
+    fetch_at: float = 0.0
+    """When it is this device's turn to fetch, monotonic: not all devices of a wave at once."""
+    waiting: bool = False
+    """The active deployment fetches nothing on purpose; its detail says why."""
     transfer_bytes: int = 0
     chunks_bad: int = 0
+    speed: float = 0.0
+    """Bytes a second that came lately, as of `speed_mark`: (monotonic, transfer_bytes)."""
+    speed_mark: tuple[float, int] = (0.0, 0)
 
     generations: dict[int, Generation] = field(default_factory=dict)
     last_generation: int = 0
@@ -185,6 +202,7 @@ class AgentState:
     """Only figures moved: reported at leisure."""
     next_window: float = 0.0
     next_health: float = 0.0
+    next_collect: float = 0.0
     next_tally: float = 0.0
     sequence: int = 0
     """Of the last telemetry item."""

@@ -48,6 +48,7 @@ from agent.core.events import (
 from agent.core.lifecycle import TRIAL_DEADLINE_S
 from agent.core.reconcile import key_of
 from agent.core.report import report
+from agent.core.retention import Space, pinned_after
 from agent.core.state import AgentState, Deployment, Instant
 from agent.core.turn import Turn
 from wire.twin import Desired, DesiredRelease, Phase
@@ -69,6 +70,8 @@ def step(state: AgentState, event: Event, now: Instant) -> tuple[AgentState, lis
         serve.ensure_serving(turn)
         deploy.press_on(turn)
         telemetry.on_time(turn)
+        if now.mono >= turn.state.next_collect:
+            deploy.collect(turn)
         _publish(turn)
     return turn.result()
 
@@ -105,8 +108,8 @@ def _route(turn: Turn, event: Event) -> None:
             deploy.on_refused(turn, file, reason, detail)
         case ManifestRead(digest, manifest, detail):
             deploy.on_manifest(turn, digest, manifest, detail)
-        case SpaceMeasured(free_bytes, blobs):
-            deploy.on_space(turn, free_bytes, blobs)
+        case SpaceMeasured(free_bytes, sizes):
+            deploy.on_space(turn, Space(free_bytes, sizes))
         case BundleReady():
             turn.do(TakeImports())
         case ImportsTaken(found, blobs):
@@ -144,6 +147,7 @@ def _boot(turn: Turn, event: Booted) -> None:
             detail = "the agent restarted"
             turn.advance(deployment, Phase.VERIFIED, detail=detail)
     imports.take(turn, event.imports)
+    deploy.on_booted(turn)
     deploy.collect(turn)
     turn.do(Ready())
     state.report_wanted = True
@@ -164,6 +168,10 @@ def _keep_only_whole(turn: Turn) -> None:
     for model, before in list(previous.items()):
         if not turn.state.blobs.issuperset(before.files):
             del previous[model]
+    pinned = pinned_after(journal, champions, previous, turn.state.settings.pins)
+    pinned = tuple(each for each in pinned if turn.state.blobs.issuperset(each.files))
+    if pinned != journal.pinned:
+        turn.record(pinned=pinned)
     if (champions, previous) != (journal.champions, journal.previous):
         # The lost release may be fetched again: what is desired has not changed.
         lost = {m for m, c in journal.champions.items() if champions.get(m) != c}
@@ -188,7 +196,10 @@ def _desired(turn: Turn, desired: Desired) -> None:
     turn.state.report_wanted = True
     if current is not None and desired.revision <= current.revision:
         return
+    active = turn.state.active()
+    before = turn.wanted(active.model) if active is not None else None
     turn.record(desired=desired, local=_still_local(turn, desired))
+    deploy.on_desired(turn, before)
     download = turn.state.download
     wanted = turn.state.journal.wanted().values()
     offered = {offer.index for release in wanted for offer in release.offers}
@@ -275,14 +286,30 @@ def _publish(turn: Turn) -> None:
         return
     if state.report_wanted or (state.progress_wanted and now >= state.last_report + PROGRESS_S):
         state.report_wanted = state.progress_wanted = False
+        _clock_speed(state, now)
         state.last_report = now
         state.reports += 1
         turn.do(PublishReported(report(state)))
 
 
+def _clock_speed(state: AgentState, now: float) -> None:
+    """Take the speed since the last report, halved in with what it was before."""
+    since, then = state.speed_mark
+    if now - since < 1.0:
+        return
+    speed = (state.transfer_bytes - then) / (now - since)
+    state.speed = (state.speed + speed) / 2 if state.speed and speed else speed
+    state.speed_mark = (now, state.transfer_bytes)
+
+
 def next_wake(state: AgentState, now: Instant) -> float:
     """Return the monotonic time by which `Ticked` is wanted; never before `now`."""
-    times = [state.next_window, state.next_health]
+    times = [
+        state.next_window,
+        state.next_health,
+        state.next_collect,
+        deploy.next_fetch(state, now),
+    ]
     down = state.generation("serving") is None and state.generation("next") is None
     if down and state.restart_at is not None and state.journal.champions:
         times.append(state.restart_at)
@@ -293,9 +320,6 @@ def next_wake(state: AgentState, now: Instant) -> float:
             times.append(state.resend_at)
         if state.progress_wanted:
             times.append(state.last_report + PROGRESS_S)
-        if state.download is not None and not state.finishing:
-            due = state.download.next_due()
-            times += [due] if due is not None else []
     active = state.active()
     if active is not None and active.phase is Phase.PROBATION:
         times.append(state.next_tally)

@@ -43,6 +43,7 @@ class Turn:
         """Record a deployment in its new phase and have it reported."""
         self.record(deployments={**self.state.journal.deployments, deployment.model: deployment})
         self.state.phase_since = self.now.mono
+        self.state.waiting = False
         self.state.report_wanted = True
 
     def advance(self, deployment: Deployment, to: Phase, **changes: Any) -> Deployment:

@@ -40,6 +40,7 @@ class Outbox:
         self._max_bytes = max_bytes
         self._segment_bytes = min(MAX_SEGMENT_BYTES, max_bytes // SEGMENTS)
         self._dropped = 0
+        self._written = 0
         self._fd: int | None = None
         self._dirty = False
         self._new_name = False
@@ -64,6 +65,11 @@ class Outbox:
     def flash_bytes(self) -> int:
         """Bytes on disk."""
         return sum(segment.size for segment in self._segments)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes given to the disk since start, without the file system's own."""
+        return self._written
 
     @property
     def acked(self) -> int:
@@ -129,6 +135,7 @@ class Outbox:
         assert self._fd is not None
         done = os.write(self._fd, line)
         segment.size += done
+        self._written += done
         self._dirty = True
         if done < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -192,6 +192,14 @@ class Slots:
         """Return the digests of the whole files in their slots."""
         return frozenset(f"sha256:{path.name}" for path in self._blob_paths())
 
+    def blob_sizes(self) -> dict[str, int]:
+        """Return what each whole file takes, by digest."""
+        sizes = {}
+        for path in self._blob_paths():
+            with contextlib.suppress(FileNotFoundError):
+                sizes[f"sha256:{path.name}"] = path.lstat().st_size
+        return sizes
+
     def blob_path(self, digest: str) -> Path:
         """Return where the file of that digest lies, or would lie."""
         return self._blobs / digest_hex(digest)

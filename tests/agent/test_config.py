@@ -157,6 +157,31 @@ def test_tls_takes_its_usual_port_and_a_ca_file(tmp_path: Path) -> None:
             'ca_file = "nowhere"\n[controller]',
             "[broker] ca_file: expected a file that can be read, got",
         ),
+        (
+            "[broker]",
+            '[transfer]\nwindows = ["1-5"]\n[broker]',
+            "[transfer] windows.0: expected a window of the day such as 01:00-05:00, got '1-5'",
+        ),
+        (
+            "[broker]",
+            '[transfer]\nwindows = ["05:00-05:00"]\n[broker]',
+            "[transfer] windows.0: expected a window that begins and ends at two times",
+        ),
+        (
+            "[broker]",
+            '[transfer]\ntimezone = "Mars/Olympus"\n[broker]',
+            "[transfer] timezone: expected a time zone that this system knows, such as",
+        ),
+        (
+            "[broker]",
+            '[retention]\npin = ["detector"]\n[broker]',
+            "[retention] pin.0: expected NAME@VERSION such as detector@7, got 'detector'",
+        ),
+        (
+            "[broker]",
+            "[retention]\nquota_mb = -1\n[broker]",
+            "[retention] quota_mb: expected greater than or equal to 0, got -1",
+        ),
         ("[broker]", "[broker", "not TOML: "),
     ],
 )
@@ -181,6 +206,26 @@ def test_syntax_errors_name_their_line(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, "device = 'pi-1'\nlabels =\n"))
 
     assert "line 2" in message
+
+
+def test_manners_and_retention_are_read(tmp_path: Path) -> None:
+    text = """
+[transfer]
+bytes_per_s = 65536
+windows = ["22:00-04:00", "12:00-13:00"]
+timezone = "Europe/Berlin"
+
+[retention]
+pin = ["detector@7", "digits@1"]
+quota_mb = 64
+"""
+
+    config = load_config(write(tmp_path, GOOD + text), {})
+
+    assert config.transfer.windows == ("22:00-04:00", "12:00-13:00")
+    assert config.transfer.timezone == "Europe/Berlin"
+    assert config.retention.pins == {("detector", 7), ("digits", 1)}
+    assert config.retention.quota_bytes == 64 * 1024 * 1024
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agent.core import events as ev
-from agent.core.state import Installed, Instant
+from agent.core.state import Installed
 from agent.core.step import next_wake
 from tests.agent.core.world import Conduct, Made, World, make_release
+from wire.manners import Manners
 from wire.transfer import ChunkFrame
 from wire.twin import Phase, Probation
 
@@ -23,6 +24,14 @@ CONDUCTS: tuple[Conduct, ...] = (
     "hangs in trial",
 )
 
+HALF_OF_THE_DAY = tuple(f"{hour:02}:00-{hour + 1:02}:30" for hour in range(0, 23, 3))
+MANNERS = (
+    Manners(),
+    Manners(windows=HALF_OF_THE_DAY),
+    Manners(spread_s=40),
+    Manners(bytes_per_s=2000, windows=HALF_OF_THE_DAY, spread_s=600),
+)
+
 
 class AnyHistory(RuleBasedStateMachine):
     """One device under a hostile world."""
@@ -32,6 +41,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.world = World()
         self.made: list[Made] = []
         self.rollouts = 0
+        self.manners = Manners()
         self.ended: dict[tuple[str, str, str, float], Phase] = {}
         self.first: set[str] = set()
         """Release digests that met no champion when they were committed."""
@@ -64,13 +74,22 @@ class AnyHistory(RuleBasedStateMachine):
             self.unprobed.add(made.digest)
         self.world.bring(made, f"local-{self.rollouts}" if install else "")
 
+    @precondition(lambda self: self.world.sent)
+    @rule(held=st.booleans())
+    def the_operator_holds_or_lets_go(self, held: bool) -> None:
+        self.world.hold(held)
+
+    @rule(manners=st.sampled_from(MANNERS))
+    def orders_ask_for_other_manners(self, manners: Manners) -> None:
+        self.manners = manners
+
     def _want(self, made: Made, pairs: int, purpose: str = "rollout") -> None:
         self.rollouts += 1
         if pairs == 0 or purpose == "rollback":
             self.unprobed.add(made.digest)
         probation = Probation(labelled_pairs=pairs, deadline_s=600)
         rollout = f"r-{self.rollouts}"
-        self.world.want(made, rollout, purpose, probation)  # type: ignore[arg-type]
+        self.world.want(made, rollout, purpose, probation, self.manners)  # type: ignore[arg-type]
 
     @precondition(lambda self: self.world.sent)
     @rule(data=st.data())
@@ -190,13 +209,18 @@ class AnyHistory(RuleBasedStateMachine):
         for imported in self.world.imports.values():
             assert set(imported.files) <= set(self.world.blobs)
 
+    def a_device_that_rests_listens_to_nothing(self) -> None:
+        download = self.world.state.download
+        if download is not None and download.resting:
+            assert download.offer.index not in self.world.listening
+
     @invariant()
     def never_more_than_three_engines(self) -> None:
         assert len(self.world.engines) <= 3
 
     @invariant()
     def the_agent_sleeps_between_events(self) -> None:
-        now = Instant(self.world.mono, self.world.wall)
+        now = self.world.now()
         if next_wake(self.world.state, now) > now.mono:
             return
         # A wake that is due may lead to work, but work done must move the next wake on.
@@ -209,7 +233,9 @@ class AnyHistory(RuleBasedStateMachine):
         world = self.world
         world.disk_full = False
         world.free_bytes = 10**9
-        world.settle(seconds=10_000)
+        if world.sent:
+            world.hold(False)
+        world.settle(seconds=30_000)
         assert all(d.phase.final for d in world.state.journal.deployments.values())
         if world.journal.champions and not self._hopeless():
             assert any(process.serving for process in world.engines.values())

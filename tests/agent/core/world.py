@@ -6,7 +6,7 @@ and reorder; the disk keeps only what an action wrote; engines behave as their r
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from agent.control import Loaded, Tally
 from agent.core import actions as do
@@ -18,6 +18,7 @@ from agent.core.step import next_wake, step
 from wire.codec import encode
 from wire.ids import digest_of
 from wire.manifest import File, Manifest, Task, TensorSpec, Variant
+from wire.manners import Manners
 from wire.transfer import ChunkFrame, FetchRequest, Offer, chunk_hash
 from wire.twin import (
     Capabilities,
@@ -137,7 +138,8 @@ class Process:
 class World:
     """One device with everything around it. `local` events are sure; `network` ones are not."""
 
-    def __init__(self, *known: Made) -> None:
+    def __init__(self, *known: Made, **settings: Any) -> None:
+        """Begin with these releases at the controller, and these settings of the agent."""
         self.releases = {made.digest: made for made in known}
         self.mono, self.wall = 1000.0, 1_750_000_000.0
         self.revision = 0
@@ -156,8 +158,13 @@ class World:
         self.starts = 0
         self.connected = False
         self.free_bytes = 10**9
+        self.disk_bytes: int | None = None
+        """Of all artifacts together, instead of `free_bytes`."""
+        self.settings: dict[str, Any] = settings
         self.fetched: list[tuple[str, str, int]] = []
         self.outbox: list[int] = []
+        self.listening: set[str] = set()
+        """Indexes whose frames are subscribed to."""
         self.judged: set[str] = set()
         """Release digests that a trial and, beside a champion, a probation let through."""
         self.running = False
@@ -179,6 +186,7 @@ class World:
         rollout: str,
         purpose: Literal["rollout", "rollback"] = "rollout",
         probation: Probation | None = None,
+        manners: Manners | None = None,
     ) -> Desired:
         """Publish a new desired document that names this release (and keeps other models)."""
         last = self.sent[-1].releases if self.sent else ()
@@ -192,6 +200,7 @@ class World:
             offers=made.offers,
             probation=probation or Probation(labelled_pairs=300, deadline_s=600),
             fetch_deadline_s=300,
+            manners=manners or Manners(),
         )
         return self._publish((*others, release))
 
@@ -225,6 +234,17 @@ class World:
         self.arrived.clear()
         return tuple(self.imports.values())
 
+    def hold(self, held: bool) -> Desired:
+        """Publish the last document again with all its fetching held, or let go."""
+        last = self.sent[-1].releases if self.sent else ()
+        manners = [each.manners.model_copy(update={"held": held}) for each in last]
+        return self._publish(
+            tuple(
+                release.model_copy(update={"manners": each})
+                for release, each in zip(last, manners, strict=True)
+            )
+        )
+
     def want_nothing(self) -> Desired:
         """Publish a desired document that names no model."""
         return self._publish(())
@@ -241,14 +261,15 @@ class World:
     def boot(self) -> None:
         """Start the agent from what is on disk."""
         self.starts += 1
-        settings = Settings(
-            device="cam-1",
-            boot=f"boot-{self.starts}",
-            version="test",
-            started=int(self.wall),
-            window_s=60,
-            health_s=60,
-        )
+        named: dict[str, Any] = {
+            "device": "cam-1",
+            "boot": f"boot-{self.starts}",
+            "version": "test",
+            "started": int(self.wall),
+            "window_s": 60,
+            "health_s": 60,
+        }
+        settings = Settings(**(named | self.settings))
         self.state = AgentState(settings)
         self.running = True
         imports = self.take_up()
@@ -259,6 +280,7 @@ class World:
         """Lose the agent as by kill -9: engines follow it, the disk stays."""
         self.running = False
         self.engines.clear()
+        self.listening.clear()
         self.local.clear()
         self.network = [e for e in self.network if isinstance(e, ev.DesiredCame)]
         self.connected = False
@@ -290,9 +312,13 @@ class World:
         self.wall += seconds
         self.give(ev.Ticked())
 
+    def now(self) -> Instant:
+        """Return this moment; the device stands where the world's clock is kept."""
+        return Instant(self.mono, self.wall, self.wall % 86_400)
+
     def give(self, event: ev.Event) -> list[do.Action]:
         """Hand one event to the agent and carry out what it says."""
-        now = Instant(self.mono, self.wall)
+        now = self.now()
         self.state, actions = step(self.state, event, now)
         for action in actions:
             self._carry_out(action)
@@ -315,9 +341,11 @@ class World:
             if self.local:
                 self.give(self.local.pop(0))
             elif self.network:
-                self.give(self.tamper(self.network.pop(0)))
+                event = self.network.pop(0)
+                if not isinstance(event, ev.FrameCame) or event.index in self.listening:
+                    self.give(self.tamper(event))
             else:
-                wake = next_wake(self.state, Instant(self.mono, self.wall))
+                wake = next_wake(self.state, self.now())
                 self.advance(min(max(wake - self.mono, 0.01), 30.0))
 
     def busy(self) -> bool:
@@ -339,10 +367,14 @@ class World:
                 self.reports.append(reported)
             case do.PublishFetch(request):
                 self._answer_fetch(request)
+            case do.Listen(index):
+                self.listening.add(index)
+            case do.Unlisten(index):
+                self.listening.discard(index)
             case do.Enqueue(item):
                 self.outbox.append(item.seq)
             case do.MeasureSpace():
-                self.local.append(ev.SpaceMeasured(self.free_bytes, frozenset(self.blobs)))
+                self.local.append(self._measure())
             case do.OpenTransfer(offer):
                 self._open(offer)
             case do.WriteIndex(transfer, index):
@@ -387,6 +419,12 @@ class World:
                     self.local.append(ev.EngineExited(number, 0))
             case _:
                 pass
+
+    def _measure(self) -> ev.SpaceMeasured:
+        sizes = {digest: len(body) for digest, body in self.blobs.items()}
+        if self.disk_bytes is None:
+            return ev.SpaceMeasured(self.free_bytes, sizes)
+        return ev.SpaceMeasured(self.disk_bytes - sum(sizes.values()), sizes)
 
     def _open(self, offer: Offer) -> None:
         partial = self.partials.setdefault(offer.transfer, Partial(offer))

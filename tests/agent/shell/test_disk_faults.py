@@ -56,7 +56,7 @@ class DeviceOnDisk(World):
                 self._save(action)
                 self.journal = journal
             case do.MeasureSpace():
-                self.local.append(ev.SpaceMeasured(disk.measure_space(), disk.blobs()))
+                self.local.append(ev.SpaceMeasured(disk.measure_space(), disk.blob_sizes()))
             case do.OpenTransfer(offer):
                 disk.open_transfer(offer)
                 self.local.append(self.desk.next())

@@ -54,6 +54,16 @@ def test_items_wait_until_they_are_forgotten(tmp_path: Path) -> None:
     assert (sequences(outbox), outbox.waiting, outbox.acked) == ([], 0, 3)
 
 
+def test_every_byte_given_to_the_disk_is_counted(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, LARGE)
+    for seq in range(1, 4):
+        outbox.enqueue(window(seq))
+
+    assert outbox.bytes_written == outbox.flash_bytes > 300
+    outbox.forget(3)
+    assert outbox.bytes_written >= outbox.flash_bytes
+
+
 def test_a_restart_finds_what_waited_and_never_gives_a_number_out_twice(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, LARGE)
     for seq in range(1, 6):

@@ -406,6 +406,22 @@ def test_the_reserve_is_never_touched(tmp_path: Path) -> None:
     desk.slots.close()
 
 
+def test_bytes_of_partials_count_as_room_and_files_say_what_they_take(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = desk.store(noise(CHUNK, seed=1))
+    monkeypatch.setattr(desk.slots, "_free_bytes", lambda: 1_000_000)  # others use this disk
+    data = noise(8 * CHUNK)
+    before = desk.slots.measure_space()
+
+    desk.fill(offer_of(data), data)
+
+    assert before == 1_000_000
+    assert desk.slots.measure_space() >= before + len(data)
+    assert desk.slots.blob_sizes() == {whole: CHUNK}
+    assert desk.slots.flash_bytes_written >= 9 * CHUNK
+
+
 def test_an_unreadable_disk_is_an_io_error(desk: Desk) -> None:
     offer = offer_of(noise(CHUNK))
 
