@@ -58,8 +58,8 @@ class BundleSeal(Document):
 
 
 def member_name(offer: Offer) -> str:
-    """Return the name of the member that holds a transfer: its digest and its encoding."""
-    return digest_hex(offer.transfer) + ("" if offer.encoding == "identity" else ".zst")
+    """Return the name of the member that holds a transfer: the hex digits of its digest."""
+    return digest_hex(offer.transfer)
 
 
 def header(name: str, size_bytes: int) -> bytes:

@@ -5,9 +5,12 @@ What comes next is known before it is read, and what is read is bounded by what 
 
 import hashlib
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO, cast
+
+import zstandard
 
 from agent.errors import DeviceError
 from wire.bundle import BLOCK_BYTES, END, SEAL_NAME, BundleSeal, header, member_name, padding
@@ -36,8 +39,6 @@ def read_seal(bundle: BinaryIO, verifier: Verifier, device: str) -> tuple[Bundle
     Raises:
         BundleError: not a bundle, not signed by a key that is trusted here, or for another device.
     """
-    import tarfile
-
     head = bundle.read(BLOCK_BYTES)
     try:
         size = tarfile.TarInfo.frombuf(head, "ascii", "strict").size
@@ -104,8 +105,6 @@ def _decoded(pieces: Iterator[bytes], offer: Offer) -> Iterator[bytes]:
     if offer.encoding == "identity":
         yield from pieces
         return
-    import zstandard
-
     reader = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES).stream_reader(
         cast(IO[bytes], _Pieces(pieces))
     )
