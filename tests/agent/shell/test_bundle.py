@@ -152,7 +152,7 @@ def with_member(info: tarfile.TarInfo, body: bytes) -> bytes:
     """Return a bundle whose first file's header says something else."""
     data = bundle()
     info.size = len(body)
-    place = data.index(member_name(offer(*CONTENT[0])).encode())
+    place = data.rindex(RIGHT_NAME.encode())
     end = place + BLOCK_BYTES + len(CONTENT[0][1]) + len(padding(len(CONTENT[0][1])))
     head = info.tobuf(tarfile.PAX_FORMAT)
     return data[:place] + head + body + padding(len(body)) + data[end:]
