@@ -268,6 +268,51 @@ class DiskTap:
                 self._do(MakeDirectory(name), lambda: self._real["mkdir"](path, *more, **named))
 
 
+# ---- a disk that fails
+
+
+@dataclass
+class Fault:
+    """Lets one operation below `within` fail, once `skip` of them passed; armed by the test."""
+
+    code: int
+    skip: int
+    within: str | tuple[str, ...] = ""
+    armed: bool = False
+    struck: Operation | None = None
+    _seen: int = 0
+    _names: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def lost_bytes(self) -> bool:
+        """Whether bytes of a transfer may be lost by it: such a file must never be believed."""
+        lossy = isinstance(self.struck, (Write, Sync))
+        return lossy and self._name(self.struck).startswith("partial/")
+
+    def before(self, operation: Operation) -> None:
+        if isinstance(operation, Create):
+            self._names[operation.file] = operation.name
+        if not self.armed or not self._name(operation).startswith(self.within):
+            return
+        self._seen += 1
+        if self._seen == self.skip + 1:
+            self.struck = operation
+            raise OSError(self.code, os.strerror(self.code))
+
+    def after(self, operation: Operation) -> None:
+        pass
+
+    def _name(self, operation: Operation | None) -> str:
+        match operation:
+            case Create(name, _) | MakeDirectory(name) | Remove(name) | Move(_, name, _):
+                return name
+            case SyncNames(directory):
+                return directory + "/"
+            case Write(file, _, _) | Resize(file, _) | Sync(file):
+                return self._names.get(file, "")
+        return ""
+
+
 # ---- what a power cut leaves
 
 

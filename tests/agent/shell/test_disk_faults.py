@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ from agent.shell import slots
 from tests.agent.core.world import CHUNK, World, champion_of, make_release, phase_of
 from tests.agent.shell.desk import Desk
 from tests.operations import (
-    Create,
     DiskTap,
-    Operation,
+    Fault,
     Recording,
     Remove,
     Resize,
@@ -89,36 +87,6 @@ class DeviceOnDisk(World):
         raise AssertionError("the journal was never written")
 
 
-@dataclass
-class Fault:
-    """Lets operations fail one operation fail, once `skip` of them passed."""
-
-    code: int
-    skip: int
-    armed: bool = False
-    seen: int = 0
-    struck: Operation | None = None
-    partials: set[int] = field(default_factory=set)
-
-    @property
-    def fatal(self) -> bool:
-        """Whether bytes of a transfer may be lost by it: such a file must never be believed."""
-        return isinstance(self.struck, (Write, Sync)) and self.struck.file in self.partials
-
-    def before(self, operation: Operation) -> None:
-        if isinstance(operation, Create) and operation.name.startswith("partial/"):
-            self.partials.add(operation.file)
-        if not self.armed:
-            return
-        self.seen += 1
-        if self.seen == self.skip + 1:
-            self.struck = operation
-            raise OSError(self.code, os.strerror(self.code))
-
-    def after(self, operation: Operation) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A device's directory on which the old release is the champion."""
@@ -163,7 +131,7 @@ def roll_out_over(root: Path, fault: Fault) -> Phase:
         world.settle()
         phase, reason = phase_of(world)
         about = f"{os.strerror(fault.code)} at {fault.struck}: {phase} {reason}"
-        if phase is not Phase.COMMITTED or fault.fatal:
+        if phase is not Phase.COMMITTED or fault.lost_bytes:
             assert (phase, reason) == (Phase.FAILED, REASONS[fault.code]), about
             assert champion_of(world) == 1, about
             told = world.reports[-1].deployments[-1]
