@@ -241,8 +241,9 @@ class Controller:
         for base, file in self._ask(lambda: self._books.delta_pairs(request, time.time())):
             try:
                 ways = self._blobs.delta(base, file)
-            except OSError as error:
-                log.warning("%s will travel whole: %s", file, error)
+            except Exception:
+                # A delta saves bytes; without it the file travels whole.
+                log.exception("no delta for %s", file)
             else:
                 self._ask(partial(self._keep_delta, base, file, ways))
         return self._ask(lambda: self._start_rollout(request))

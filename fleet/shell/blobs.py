@@ -174,7 +174,7 @@ class Blobs:
             return made if made is not None else self._build_delta(base, file, stem)
 
     def _build_delta(self, base: str, file: str, stem: str) -> tuple[Offer, ...]:
-        from delta import encode  # numpy, only where a delta is made
+        from delta.encode import encode  # numpy, only where a delta is made
 
         delta = None
         if max(self.size(base), self.size(file)) <= MAX_DELTA_BYTES:

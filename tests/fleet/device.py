@@ -15,7 +15,7 @@ import paho.mqtt.client as mqtt
 import zstandard
 from paho.mqtt.enums import CallbackAPIVersion
 
-import delta
+from delta.decode import decode as undo_delta
 from wire.codec import Document, decode, encode
 from wire.command import Command, CommandResult
 from wire.ids import digest_of
@@ -250,7 +250,7 @@ class ScriptedDevice:
         if offer.encoding == "zstd":
             data = zstandard.ZstdDecompressor().decompress(data, offer.file_bytes)
         if offer.base is not None:
-            data = bytes(delta.decode(self.files[offer.base], data, offer.file_bytes))
+            data = bytes(undo_delta(self.files[offer.base], data, offer.file_bytes))
         assert digest_of(data) == offer.file
         return data
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from delta import decode
+from delta.decode import decode
 from fleet.core.views import Refusal
 from fleet.shell.blobs import OPEN_FILES, Blobs
 from wire.ids import digest_of
