@@ -389,6 +389,72 @@ def test_a_poisoned_frame_is_dropped_counted_and_asked_for_again(world: World) -
     assert champion_of(world) == 1
 
 
+def test_a_source_that_only_poisons_costs_few_requests_and_the_rollout(world: World) -> None:
+    at_version_1(world)
+
+    def poison(event: ev.Event) -> ev.Event:
+        if not isinstance(event, ev.FrameCame) or event.frame.part != "data":
+            return event
+        wrong = b"\0" * len(event.frame.payload)
+        return ev.FrameCame(event.index, ChunkFrame("data", event.frame.number, wrong))
+
+    asked_before = len(world.fetched)
+    world.tamper = poison
+    world.want(world.add(make_release(2)), "r-2")
+    world.settle()
+
+    assert phase_of(world) == (Phase.TIMED_OUT, Reason.NO_PROGRESS)
+    assert champion_of(world) == 1
+    assert not world.partials
+    bad = world.state.chunks_bad
+    assert f"{bad} wrong frames were dropped" in world.reports[-1].deployments[0].detail
+    assert 3 < len(world.fetched) - asked_before < 40
+
+
+def test_what_is_no_frame_counts_as_a_wrong_one(world: World) -> None:
+    broken: list[ev.Event] = []
+
+    def cut(event: ev.Event) -> ev.Event:
+        if not isinstance(event, ev.FrameCame) or len(broken) == 2:
+            return event
+        broken.append(event)
+        return ev.FrameBroken(event.index, "frame: expected at least 8 bytes, got 3")
+
+    world.tamper = cut
+    world.want(world.add(make_release(1)), "r-1")
+    world.settle()
+
+    assert world.state.chunks_bad == 2
+    assert champion_of(world) == 1
+
+
+def test_a_file_that_vanished_from_the_disk_is_fetched_again(world: World) -> None:
+    at_version_1(world)
+    made = world.add(make_release(2))
+    labels = made.manifest.labels
+    assert labels is not None
+    del world.blobs[labels.digest]
+
+    world.want(made, "r-2", probation=Probation(labelled_pairs=0))
+    world.settle()
+
+    assert champion_of(world) == 2
+    assert labels.digest in world.blobs
+
+
+def test_a_delta_whose_base_vanished_gives_way_to_the_whole_file(world: World) -> None:
+    at_version_1(world)
+    old = make_release(1)
+    made = world.add(make_release(2).as_delta_to(old))
+    del world.blobs[old.manifest.variants[0].artifact.digest]
+
+    world.want(made, "r-2", probation=Probation(labelled_pairs=0))
+    world.settle()
+
+    assert champion_of(world) == 2
+    assert weights_fetched(world, made) == ["identity"]
+
+
 def weights_fetched(world: World, made: Made) -> list[str]:
     """Return in what form the artifact travelled."""
     artifact = made.manifest.variants[0].artifact.digest
