@@ -11,7 +11,10 @@ from urllib.parse import urlsplit
 from tests.e2e.app import App
 from tests.e2e.harness import SAMPLES, Agent, Fleet, alive, wait_for, wait_until_gone
 from tests.e2e.models import write_divider
-from wire.twin import Phase, Reason
+from tests.e2e.wiretap import Wiretap
+from wire.codec import decode
+from wire.topics import Kind, Topic
+from wire.twin import Phase, Reason, Status
 
 LOWEST = -(2**63)
 
@@ -107,6 +110,10 @@ def test_an_agent_stops_cleanly_and_says_goodbye(fleet: Fleet) -> None:
     assert not [engine for engine in engines if alive(engine)]
     fleet.wait_until_offline(agent)
     assert agent.said().rstrip().endswith("stopped")
+    status = Topic(Kind.STATUS, agent.id)
+    with Wiretap(fleet.client.health().broker_url) as tap:
+        wait_for("its goodbye", lambda: status in tap.retained, 10)
+        assert not decode(Status, tap.retained[status]).online
     # What it counted last is told now or in its next life, and once.
     agent.start()
     fleet.wait_for_requests(agent, app.answered)
