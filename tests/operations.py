@@ -97,6 +97,8 @@ class DiskTap:
         self._numbered = 0
         self._open: dict[int, tuple[int, int | str]] = {}
         """Descriptor -> inode, and the file or directory it stands for."""
+        self._foreign: set[int | str] = set()
+        """Files that a child process made; what it wrote is seen when they are synced."""
         self._real: dict[str, Callable[..., Any]] = {}
         self._open_path = pathlib.Path.open
 
@@ -191,10 +193,16 @@ class DiskTap:
 
         with self._lock:
             name = self._name(path)
-            if name is None or not set(mode) & set("wxa+"):
+            if name is None:
                 return really()
-            assert named.get("buffering") == 0, "what a buffer holds back cannot be seen here"
-            file = self._created(name, really)
+            if set(mode) & set("wxa+"):
+                assert named.get("buffering") == 0, "what a buffer holds back cannot be seen here"
+                file = self._created(name, really)
+            else:
+                file = really()
+                if name not in self._files:
+                    self._watcher.after(Create(name, self._number(name)))
+                    self._foreign.add(self._files[name])
             self._know(file.fileno(), self._files[name])
             return file
 
@@ -237,6 +245,10 @@ class DiskTap:
             if meant is None:
                 self._real["fsync"](fd)
             else:  # the real disk is not what is tested here, and slow
+                if meant in self._foreign:
+                    self._foreign.discard(meant)
+                    content = os.pread(fd, os.fstat(fd).st_size, 0)
+                    self._watcher.after(Write(meant, 0, content))
                 told = SyncNames(meant) if isinstance(meant, str) else Sync(meant)
                 self._do(told, lambda: None)
 
