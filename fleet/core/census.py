@@ -23,8 +23,8 @@ class Device:
     id: str
     reported: Reported | None = None
     health: Health | None = None
-    agents: tuple[tuple[str, float], ...] = ()
-    """(nonce, when it said so) of each agent that is online under this id."""
+    agents: tuple[tuple[str, float, float], ...] = ()
+    """(nonce, when it came, when it last said so) of each agent that is online under this id."""
     last_seen: float = 0.0
     """When it last spoke, unix seconds; what a broker had retained does not count."""
     present_at: float = 0.0
@@ -37,8 +37,16 @@ class Device:
         return bool(self.agents) and now - self.present_at < SILENT_AFTER_S
 
     def clash(self, now: float) -> bool:
-        """Return whether two agents speak with this id."""
-        return len([at for _, at in self.agents if now - at < CLASH_S]) > 1
+        """Return whether two agents speak with this id.
+
+        One that came and another that was there before and says so again: an agent that lost
+        power and is back before its last will is told has only left its old name behind.
+        """
+        return any(
+            came < later < spoke and now - spoke < CLASH_S
+            for _, came, spoke in self.agents
+            for _, later, _ in self.agents
+        )
 
     @property
     def facts(self) -> dict[str, str]:
@@ -111,14 +119,15 @@ class Census:
         known = self.get(status.device)
         self._touch(known, now, retained)
         others = tuple(
-            (nonce, at)
-            for nonce, at in known.agents
-            if nonce != status.nonce and (not status.online or now - at < CLASH_S)
+            (nonce, came, spoke)
+            for nonce, came, spoke in known.agents
+            if nonce != status.nonce and (not status.online or now - spoke < CLASH_S)
         )
+        came = next((came for nonce, came, _ in known.agents if nonce == status.nonce), now)
         if status.online:
             self._devices[known.id] = replace(
                 self._devices[known.id],
-                agents=(*others, (status.nonce, now))[-_BOOTS:],
+                agents=(*others, (status.nonce, came, now))[-_BOOTS:],
                 present_at=now,
             )
         else:

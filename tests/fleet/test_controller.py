@@ -494,6 +494,7 @@ def test_two_agents_with_one_id_are_seen(world: World) -> None:
 
     world.say(Kind.STATUS, "cam-1", Status(device="cam-1", online=True, nonce="other", since=9))
 
+    world.say(Kind.STATUS, "cam-1", Status(device="cam-1", online=True, nonce="boot-1", since=1))
     wait_for(lambda: world.controller.device("cam-1").clash, "the clash")
     world.say(Kind.STATUS, "cam-1", Status(device="cam-1", online=False, nonce="other", since=9))
     wait_for(lambda: not world.controller.device("cam-1").clash, "its end")
