@@ -16,13 +16,13 @@ from tests.agent.shell.desk import Desk
 from tests.operations import (
     DiskTap,
     Fault,
-    Recording,
     Remove,
     Resize,
     Sync,
     SyncNames,
     Write,
 )
+from tests.power_cut import Recording
 from wire.ids import digest_hex
 from wire.twin import Phase, Reason
 

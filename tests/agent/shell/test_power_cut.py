@@ -1,7 +1,6 @@
 """The real code over a recording of its disk, cut at every operation, losing what was not synced.
 
-A disk may keep, lose, zero or tear what nobody synced, names and bytes apart from each other. It
-is asked after every such cut what a restarted agent makes of it.
+After every such cut it is asked what a restarted agent makes of what is left.
 """
 
 from collections.abc import Iterator
@@ -17,16 +16,8 @@ from agent.core.state import Journal
 from agent.shell import slots
 from agent.shell.outbox import Outbox
 from tests.agent.shell.desk import CHUNK, Desk, index_of, noise, offer_of
-from tests.operations import (
-    LOSSES,
-    Contents,
-    DiskTap,
-    Recording,
-    Sync,
-    SyncNames,
-    read_contents,
-    write_contents,
-)
+from tests.operations import DiskTap, Sync, SyncNames
+from tests.power_cut import LOSSES, Contents, Recording, read_contents, write_contents
 from wire.codec import decode
 from wire.ids import digest_of
 from wire.telemetry import ScoreWindow
