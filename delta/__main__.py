@@ -55,7 +55,7 @@ def _limit_memory(size: int) -> None:
 
 def _fail(out: Path, reason: str) -> int:
     out.unlink(missing_ok=True)
-    print(f"decode: {reason}", file=sys.stderr)
+    sys.stderr.write(f"decode: {reason}\n")
     return 1
 
 

@@ -1,7 +1,7 @@
 """From a base and a new file to a delta."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import zstandard
@@ -66,25 +66,29 @@ def tensors_of(content: bytes) -> list[Tensor]:
     return []
 
 
-def _fits(base: bytes, new: bytes) -> list[Fit]:
-    """Return the spans worth coding, those first that others are predicted from."""
+def pairs_of(base: bytes, new: bytes) -> Iterator[tuple[Tensor | None, Tensor]]:
+    """Yield, in the order of the new file, what each tensor was and is, where that differs."""
     old, now = tensors_of(base), tensors_of(new)
     partners = _partners(old, now)
-    fits: list[Fit] = []
     end = 0
     # Two tensors may share their bytes, or lie across each other in a strange file.
     for tensor in sorted(now, key=lambda tensor: tensor.place.offset):
         if tensor.place.offset < end or tensor.place.length < _SMALLEST_BYTES:
             continue
+        end = tensor.place.offset + tensor.place.length
         partner = partners.get(tensor.name)
-        if partner is not None and cut(base, [partner.place]) == cut(new, [tensor.place]):
-            continue
-        spans = _candidates(tensor, partner, _by_name(old), _by_name(now))
-        found = fit(spans, base, new)
-        if _pays(found, new):
-            fits.append(found)
-            end = tensor.place.offset + tensor.place.length
-    return sorted(fits, key=_need)
+        if partner is None or cut(base, [partner.place]) != cut(new, [tensor.place]):
+            yield partner, tensor
+
+
+def _fits(base: bytes, new: bytes) -> list[Fit]:
+    """Return the spans worth coding, those first that others are predicted from."""
+    old_named, new_named = _by_name(tensors_of(base)), _by_name(tensors_of(new))
+    fits = [
+        fit(_candidates(tensor, partner, old_named, new_named), base, new)
+        for partner, tensor in pairs_of(base, new)
+    ]
+    return sorted((found for found in fits if _pays(found, new)), key=_need)
 
 
 def _need(found: Fit) -> int:

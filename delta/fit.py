@@ -33,6 +33,7 @@ _ROW_BITS, _COLUMN_BITS = 3.0, 2.5
 
 _FACTOR = Width(8, signed=True)
 _RANKS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 224, 255)
+_PATIENCE = 2
 _SMALLEST_WITH_RANK = 4096
 
 
@@ -192,7 +193,7 @@ def _with_rank(plain: Fit, guess: Floats, values: Rows) -> Fit:
     if highest < _RANKS[0]:
         return plain
     parts = _Parts.of((values - guess)[live], highest)
-    best = plain
+    best, misses = plain, 0
     for rank in (rank for rank in _RANKS if rank <= highest):
         left, right, exponents = parts.quantized(rank)
         everywhere = np.zeros((rank, len(live)), np.int8)
@@ -206,9 +207,12 @@ def _with_rank(plain: Fit, guess: Floats, values: Rows) -> Fit:
         )
         found = _described(span, guess, values, *factors)
         found = replace(found, bits=found.bits + sum(map(_factor_bits, factors)))
-        if found.bits > best.bits:
+        if found.bits < best.bits:
+            best, misses = found, 0
+        elif misses == _PATIENCE:
             break
-        best = found
+        else:
+            misses += 1
     return best
 
 

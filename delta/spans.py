@@ -176,7 +176,9 @@ def prediction(span: Span, base: Bytes, new: Bytes) -> Prediction:
         part = ratio[rows if len(ratio) > 1 else slice(None)]
         part = part[:, columns if part.shape[1] > 1 else slice(None)]
         before: Floats = old[rows, columns].astype(np.float64)
-        found: Floats = np.asarray((before - base_zero) * part + new_zero)
+        # Scales may be anything; what is no number is clipped away.
+        with np.errstate(all="ignore"):
+            found: Floats = np.asarray((before - base_zero) * part + new_zero)
         return found
 
     return rescaled
