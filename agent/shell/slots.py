@@ -21,6 +21,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,7 @@ CLOSE_S = 5.0
 PIECE_BYTES = 256 * 1024
 DECODE_COMMAND = (sys.executable, "-m", "delta", "decode")
 DECODE_S = 600.0
+LOOK_UP_S = 0.2
 SYNC_BYTES = 8 * 1024 * 1024
 MAX_ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
 """What zstd level 19 uses at most. A frame that wants more memory is refused."""
@@ -467,26 +469,34 @@ class Slots:
         self._respect_reserve(offer.file_bytes)
         command = [*DECODE_COMMAND, "--base", str(self.blob_path(base)), "--delta", str(delta)]
         command += ["--out", str(target), "--max-bytes", str(offer.file_bytes)]
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=DECODE_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise _RefusalError(
-                Reason.BAD_ARTIFACT, f"the delta was not decoded within {DECODE_S:.0f} s"
-            ) from None
-        if done.returncode:
-            words = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            why = words[-1][:300] if words else f"exit status {done.returncode}"
+        status, said = self._run(command)
+        if status:
+            words = said.decode("utf-8", "replace").strip().splitlines()
+            why = words[-1][:300] if words else f"exit status {status}"
             raise _RefusalError(Reason.BAD_ARTIFACT, f"the delta was not decoded: {why}")
         self._written += offer.file_bytes
         with target.open("rb") as out:
             self._check_file(out.fileno(), offer)
             os.fsync(out.fileno())
+
+    def _run(self, command: list[str]) -> tuple[int, bytes]:
+        """Run a child to its end, for as long as we are not closing; return status and stderr."""
+        silent = subprocess.DEVNULL
+        deadline = time.monotonic() + DECODE_S
+        with subprocess.Popen(
+            command, stdin=silent, stdout=silent, stderr=subprocess.PIPE
+        ) as child:
+            try:
+                while True:
+                    self._check_closing()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        said = child.communicate(timeout=LOOK_UP_S)[1]
+                        return child.returncode, said
+                    if time.monotonic() > deadline:
+                        detail = f"the delta was not decoded within {DECODE_S:.0f} s"
+                        raise _RefusalError(Reason.BAD_ARTIFACT, detail)
+            finally:
+                child.kill()
 
     # ---- small change
 

@@ -27,6 +27,7 @@ from tests.agent.shell.desk import CHUNK, Desk, index_of, noise, offer_of
 from wire.codec import encode
 from wire.ids import digest_hex, digest_of
 from wire.manifest import File, Manifest, TensorSpec, Variant
+from wire.transfer import Offer
 from wire.twin import Desired, Phase, Reason
 
 DIGEST = digest_of(b"release")
@@ -538,3 +539,66 @@ def test_a_stop_in_the_middle_of_unpacking_is_quick_and_keeps_the_transfer(
     assert len(again.open(offer).present) == offer.chunks
     assert list((tmp_path / "data" / "partial").glob("*.new")) == []
     again.slots.close()
+
+
+def delta_of(data: bytes) -> Offer:
+    return offer_of(data).model_copy(update={"encoding": "delta", "base": DIGEST})
+
+
+def test_a_stop_in_the_middle_of_decoding_leaves_no_child_and_keeps_the_transfer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "pid"
+    script = f'echo $$ >{told}.new; mv {told}.new {told}; echo half >"$6"; exec sleep 60'
+    monkeypatch.setattr(slots_module, "DECODE_COMMAND", ("/bin/sh", "-c", script, "decode"))
+    desk = Desk(tmp_path / "data")
+    offer = delta_of(noise(2 * CHUNK))
+    desk.fill(offer, noise(2 * CHUNK))
+    desk.slots.finish(offer)
+    while not told.exists():
+        time.sleep(0.01)
+    began = time.monotonic()
+
+    desk.slots.close()
+
+    assert time.monotonic() - began < 2
+    assert desk.events.empty()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.read_text()), 0)
+    again = Desk(tmp_path / "data")
+    assert len(again.open(offer).present) == offer.chunks
+    assert list((tmp_path / "data" / "partial").glob("*.new")) == []
+    again.slots.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "reason_and_detail"),
+    [
+        ("echo one >&2; echo two >&2; exit 3", (Reason.BAD_ARTIFACT, "not decoded: two")),
+        ("exit 3", (Reason.BAD_ARTIFACT, "exit status 3")),
+        ("sleep 60", (Reason.BAD_ARTIFACT, "not decoded within")),
+        ('echo other >"$6"', (Reason.DIGEST_MISMATCH, "expected")),
+        ("exit 0", (Reason.IO_ERROR, "No such file")),
+    ],
+    ids=["says why", "silent", "slow", "wrong", "nothing"],
+)
+def test_a_delta_that_does_not_become_the_file_is_refused_and_leaves_nothing(
+    desk: Desk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    reason_and_detail: tuple[Reason, str],
+) -> None:
+    monkeypatch.setattr(slots_module, "DECODE_COMMAND", ("/bin/sh", "-c", script, "decode"))
+    monkeypatch.setattr(slots_module, "DECODE_S", 0.5)
+    offer = delta_of(noise(2 * CHUNK))
+    desk.fill(offer, noise(2 * CHUNK))
+
+    desk.slots.finish(offer)
+
+    event = desk.next()
+    assert isinstance(event, BlobRefused)
+    assert event.reason is reason_and_detail[0]
+    assert reason_and_detail[1] in event.detail
+    assert list((tmp_path / "data" / "partial").iterdir()) == []
+    assert desk.slots.blobs() == frozenset()
