@@ -28,7 +28,16 @@ from fleet.core.enrolment import agent_toml
 from fleet.core.errors import FleetError
 from fleet.core.ledger import Ledger
 from fleet.core.port import Bundle
-from fleet.core.rollout import Assign, Rollout, abort, notable, step, supersede
+from fleet.core.rollout import (
+    Assign,
+    Rollout,
+    abort,
+    notable,
+    pause,
+    resume,
+    step,
+    supersede,
+)
 from fleet.core.sender import Sender
 from fleet.core.views import (
     CommandView,
@@ -259,6 +268,14 @@ class Controller:
     def abort_rollout(self, id: str, reason: str) -> RolloutView:
         """Call a rollout off and take its devices back."""
         return self._ask(lambda: self._abort_rollout(id, reason))
+
+    def pause_rollout(self, id: str, reason: str) -> RolloutView:
+        """Open no wave and let no device fetch until it is resumed."""
+        return self._ask(lambda: self._pause_rollout(id, reason))
+
+    def resume_rollout(self, id: str) -> RolloutView:
+        """Go on with a paused rollout where it stood."""
+        return self._ask(lambda: self._resume_rollout(id))
 
     def send_command(self, device: str, verb: str) -> CommandView:
         """Send a one-shot request to a device."""
@@ -711,25 +728,34 @@ class Controller:
     def _start_rollout(self, request: RolloutRequest) -> RolloutView:
         now = time.time()
         rollout = self._books.plan(request, now)
-        older = [
-            supersede(each, rollout.id, now)
-            for each in self._books.active()
-            if each.model == rollout.model
-        ]
-        rollout, orders = step(rollout, self._census, now)
-        self._apply([*older, rollout], orders, [], now)
+        older: list[Rollout] = []
+        orders: list[Assign] = []
+        for each in self._books.active():
+            if each.model == rollout.model:
+                ended, let_go = supersede(each, rollout.id, now)
+                older.append(ended)
+                orders += let_go
+        rollout, new = step(rollout, self._census, now)
+        self._apply([*older, rollout], [*orders, *new], [], now)
         return self._books.rollout_view(rollout.id, now)
 
     def _abort_rollout(self, id: str, reason: str) -> RolloutView:
         now = time.time()
+        return self._turn_to(id, lambda it: abort(it, f"by the operator: {reason}", now), now)
+
+    def _pause_rollout(self, id: str, reason: str) -> RolloutView:
+        return self._turn_to(id, lambda it: pause(it, f"by the operator: {reason}"), time.time())
+
+    def _resume_rollout(self, id: str) -> RolloutView:
+        now = time.time()
+        return self._turn_to(id, lambda it: resume(it, now), now)
+
+    def _turn_to(self, id: str, change: Callable[[Rollout], Rollout], now: float) -> RolloutView:
+        """Do what the operator wants with a rollout, or refuse where it makes no sense (409)."""
         rollout = self._books.find_rollout(id)
-        after = abort(rollout, f"by the operator: {reason}", now)
+        after = change(rollout)
         if after is rollout:
-            raise Refusal(
-                409,
-                f"{id} is {rollout.status} already",
-                f"fleet rollout status {id}",
-            )
+            raise Refusal(409, f"{id} is {rollout.status} already", f"fleet rollout status {id}")
         after, orders = step(after, self._census, now)
         self._apply([after], orders, [], now)
         return self._books.rollout_view(id, now)

@@ -37,6 +37,7 @@ def _checked(text: str) -> str:
 Window = Annotated[str, AfterValidator(_checked)]
 """Times of the day on the device's clock, `HH:MM-HH:MM`; `22:00-04:00` wraps midnight."""
 Windows = Annotated[tuple[Window, ...], Field(max_length=MAX_WINDOWS)]
+Spread = Annotated[int, Field(ge=0, le=7 * DAY_S)]
 BytesPerSecond = Annotated[int, Field(ge=0, le=2**40)]
 
 
@@ -47,7 +48,7 @@ class Manners(Part):
     """0: as fast as it can."""
     windows: Windows = ()
     """When files may be fetched; none: at any time."""
-    spread_s: Annotated[int, Field(ge=0, le=7 * DAY_S)] = 0
+    spread_s: Spread = 0
     """Each device begins at a moment of its own within this long."""
     held: bool = False
     """Fetch nothing until told otherwise."""

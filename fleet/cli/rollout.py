@@ -10,7 +10,16 @@ import click
 from fleet.cli import views
 from fleet.cli.group import Group
 from fleet.cli.render import answer, console
-from fleet.cli.session import DONE, FAILED, STILL_GOING, Session, common, duration
+from fleet.cli.session import (
+    DONE,
+    FAILED,
+    STILL_GOING,
+    Session,
+    byte_rate,
+    common,
+    duration,
+    time_window,
+)
 from fleet.core.views import RolloutRequest, RolloutStatus, RolloutView
 from wire.twin import Probation
 
@@ -24,7 +33,7 @@ _PATIENCE_S = 30.0
 
 @click.group(cls=Group)
 def rollout() -> None:
-    """Rollouts: start, status, list, abort."""
+    """Rollouts: start, status, list, pause, resume, abort."""
 
 
 @rollout.command()
@@ -48,6 +57,16 @@ def rollout() -> None:
     "--at-deadline", type=click.Choice(["refuse", "commit"]), help="What to decide by then."
 )
 @click.option("--no-probation", is_flag=True, help="Commit as soon as the model works.")
+@click.option("--bandwidth", type=byte_rate, help="What each device may fetch: 64KiB/s.")
+@click.option(
+    "--window",
+    type=time_window,
+    multiple=True,
+    help="When devices may fetch, by their own clocks: 01:00-05:00. May be repeated.",
+)
+@click.option(
+    "--spread", type=duration, help="Devices begin at moments of their own within this long."
+)
 @click.option("--watch", is_flag=True, help="Stay until it is over.")
 @click.option("--timeout", type=duration, help="Stop watching after this long; exit 3.")
 @common
@@ -63,6 +82,9 @@ def start(
     probation_deadline: int | None,
     at_deadline: Literal["refuse", "commit"] | None,
     no_probation: bool,
+    bandwidth: int | None,
+    window: tuple[str, ...],
+    spread: int | None,
     watch: bool,
     timeout: int | None,
 ) -> int:
@@ -84,6 +106,9 @@ def start(
         probation=Probation.model_validate(
             {name: value for name, value in chosen.items() if value is not None}
         ),
+        bytes_per_s=bandwidth or 0,
+        windows=window,
+        spread_s=spread,
     )
     with session.client() as client:
         view = client.start_rollout(request)
@@ -127,6 +152,31 @@ def list_rollouts(session: Session) -> None:
     with session.client() as client:
         rollouts = client.rollouts()
     answer(session, rollouts, views.rollout_list(rollouts, time.time()))
+
+
+@rollout.command()
+@click.argument("id")
+@click.option("--reason", default="paused by an operator", show_default=True)
+@common
+@click.pass_obj
+def pause(session: Session, id: str, reason: str) -> None:
+    """Open no wave and let nothing be fetched; what has arrived stays."""
+    with session.client() as client:
+        view = client.pause_rollout(id, reason)
+    answer(session, view, views.rollout_status(view))
+    session.say(f"next: fleet rollout resume {view.id}")
+
+
+@rollout.command()
+@click.argument("id")
+@common
+@click.pass_obj
+def resume(session: Session, id: str) -> None:
+    """Go on with a paused rollout where it stood."""
+    with session.client() as client:
+        view = client.resume_rollout(id)
+    answer(session, view, views.rollout_status(view))
+    session.say(f"next: fleet rollout status {view.id} --watch")
 
 
 @rollout.command()
@@ -216,7 +266,11 @@ def _screen(session: Session) -> Iterator[_Screen]:
         class Board:
             def show(self, view: RolloutView) -> None:
                 done, total = views.rollout_progress(view)
+                bars = [ProgressBar(total, done, width=40)]
+                came, coming = views.bytes_progress(view)
+                if coming:
+                    bars.append(ProgressBar(coming, came, width=40))
                 text = screen.render_str("\n".join(views.rollout_status(view)))
-                live.update(Stack(ProgressBar(total, done, width=40), text), refresh=True)
+                live.update(Stack(*bars, text), refresh=True)
 
         yield Board()

@@ -70,6 +70,38 @@ def _remember(ctx: click.Context, option: click.Parameter, value: object) -> Non
             session.controller = str(value)
 
 
+def byte_rate(text: str) -> int:
+    """Return the bytes a second of `65536`, `64KiB/s`, `500kB/s` or `1MiB/s`.
+
+    Raises:
+        BadParameter: it is written otherwise, or is nothing.
+    """
+    match = re.fullmatch(r"(\d{1,9})(?:([kKM]i?)?B)?(?:/s)?", text)
+    if match is None or int(match[1]) == 0:
+        raise click.BadParameter(
+            f"expected bytes a second such as 64KiB/s, 500kB/s or 1MiB/s, got {text!r}"
+        )
+    unit = (match[2] or "").lower()
+    base = 1024 if unit.endswith("i") else 1000
+    factors = {"": 1, "k": base, "m": base * base}
+    return int(match[1]) * factors[unit[:1]]
+
+
+def time_window(text: str) -> str:
+    """Return a window of the day such as `01:00-05:00`.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    from wire.manners import window_minutes
+
+    try:
+        window_minutes(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return text
+
+
 def duration(text: str) -> int:
     """Return the whole seconds of `90`, `90s`, `15m`, `2h` or `1d`.
 

@@ -158,7 +158,7 @@ def device_show(device: DeviceView, now: float) -> Lines:
         *(("unusable", f"{name}: {why}") for name, why in sorted(can.unusable.items())),
         ("orders", f"revision {device.desired_revision}, {behind} not taken up" if behind else ""),
         *(("serving", _serving(serving, device.scores)) for serving in device.serving),
-        *(("deployment", deployment(report)) for report in device.deployments),
+        *(("deployment", _deployment_whole(report)) for report in device.deployments),
         *(("why", report.detail) for report in device.deployments if report.detail),
         ("health", _health(device)),
         *(("api", address) for address in device.api),
@@ -172,9 +172,11 @@ def deployment(report: DeploymentReport) -> str:
     words = f"{report.model}@{report.version} {_phase(report.phase)}"
     if report.reason is not None:
         return f"{words}: {report.reason}"
-    return words + _progress(
-        report.phase, report.bytes_done, report.bytes_total, report.labelled_pairs
-    )
+    return words + _progress(report, report.phase)
+
+
+def _deployment_whole(report: DeploymentReport) -> str:
+    return deployment(report) + _amounts_of(report, report.phase)
 
 
 def command_result(command: CommandView) -> Lines:
@@ -196,6 +198,9 @@ def _health(device: DeviceView) -> str:
     if device.health is None or not device.online:
         return ""
     words = [f"cpu {gauges.cpu}", f"memory {gauges.memory}", f"disk free {gauges.disk_free}"]
+    written = device.health.get("flash_bytes_written", 0)
+    if written:
+        words.append(f"flash written {size(written)}")
     if gauges.temperature is not None:
         words.append(f"{gauges.temperature:.0f} °C")
     return ", ".join(words)
@@ -315,6 +320,7 @@ def rollout_status(rollout: RolloutView) -> Lines:
     head = f"{rollout.release} -> {rollout.to}"
     lines = [f"{head:<34} {_stand(rollout)}"]
     lines += _waves(rollout.waves)
+    lines += _fetching(rollout)
     lines.append(f"{spaced(rollout.status)}: {rollout.because}")
     return lines + _devices(rollout.devices)
 
@@ -337,9 +343,22 @@ def rollout_progress(rollout: RolloutView) -> tuple[int, int]:
     return done, total
 
 
+def bytes_progress(rollout: RolloutView) -> tuple[int, int]:
+    """Return how many bytes came, and how many come, on the devices that fetch now."""
+    busy = [each for each in rollout.devices if each.phase is Phase.FETCHING]
+    return sum(each.bytes_done for each in busy), sum(each.bytes_total for each in busy)
+
+
+def _fetching(rollout: RolloutView) -> Lines:
+    """Return how far the devices are that fetch now, all together."""
+    done, total = bytes_progress(rollout)
+    speed = sum(each.bytes_per_s for each in rollout.devices)
+    return [f"  fetching {100 * done // total}%{_amounts(done, total, speed)}"] if total else []
+
+
 def _stand(rollout: RolloutView) -> str:
     status = spaced(rollout.status)
-    if rollout.status is not RolloutStatus.RUNNING:
+    if rollout.status not in (RolloutStatus.RUNNING, RolloutStatus.PAUSED):
         return status
     opened = [wave.number for wave in rollout.waves if wave.open]
     return f"wave {max(opened, default=1)} of {len(rollout.waves)}, {status}"
@@ -383,18 +402,31 @@ def _rollout_device(device: RolloutDeviceView) -> str:
     if device.reason is not None:
         words += f"  {device.reason}" + (f": {device.detail}" if device.detail else "")
     else:
-        words += _progress(
-            device.phase, device.bytes_done, device.bytes_total, device.labelled_pairs
-        )
+        words += _progress(device, device.phase) + _amounts_of(device, device.phase)
+        words += f", {device.detail}" if device.waiting else ""
     return words if device.online else f"{words}  (offline)"
 
 
-def _progress(phase: Phase, done: int, total: int, pairs: int) -> str:
-    if phase is Phase.FETCHING and total:
-        return f" {100 * done // total}%"
+def _progress(report: DeploymentReport | RolloutDeviceView, phase: Phase) -> str:
+    if phase is Phase.FETCHING and report.bytes_total:
+        return f" {100 * report.bytes_done // report.bytes_total}%"
     if phase is Phase.PROBATION:
-        return f" {pairs} pairs"
+        return f" {report.labelled_pairs} pairs"
     return ""
+
+
+def _amounts_of(report: DeploymentReport | RolloutDeviceView, phase: Phase) -> str:
+    if phase is not Phase.FETCHING or not report.bytes_total:
+        return ""
+    return _amounts(report.bytes_done, report.bytes_total, report.bytes_per_s)
+
+
+def _amounts(done: int, total: int, speed: int) -> str:
+    """Return `, 21.0 MiB of 50.0 MiB, 1.2 MiB/s, 25 s left`, the rest of it while it moves."""
+    words = f", {size(done)} of {size(total)}"
+    if not speed:
+        return words
+    return f"{words}, {size(speed)}/s, {lasting(-(-(total - done) // speed))} left"
 
 
 def event_list(events: Sequence[EventView], now: float) -> Lines:
@@ -416,6 +448,11 @@ def ago(seconds: float) -> str:
         if seconds >= length:
             return f"{int(seconds // length)} {unit} ago"
     return f"{max(0, int(seconds))} s ago"
+
+
+def lasting(seconds: float) -> str:
+    """Return how long: `25 s`, `14 min`, `5 h`, `2 d`."""
+    return ago(seconds).removesuffix(" ago")
 
 
 def size(bytes_: float) -> str:

@@ -15,6 +15,7 @@ from wire.bundle import BundleSeal
 from wire.codec import first_error
 from wire.ids import ReleaseRef
 from wire.manifest import Manifest, Variant
+from wire.manners import Manners
 from wire.telemetry import Health, ScoreWindow
 from wire.transfer import CHUNK_BYTES, Offer
 from wire.twin import Desired, DesiredRelease, Probation
@@ -189,6 +190,7 @@ class Books:
                     manifest=each.manifest,
                     offers=self._fitting(device, each.manifest),
                     probation=each.probation,
+                    manners=each.manners,
                 )
                 for each in assignments.values()
             ),
@@ -305,6 +307,8 @@ class Books:
             previous={device: self._way_back(device, ref.model) for device in devices},
             started_at=now,
             probation=request.probation,
+            manners=Manners(bytes_per_s=request.bytes_per_s, windows=request.windows),
+            spread_s=request.spread_s,
             max_refused_percent=limit,
         )
 

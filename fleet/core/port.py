@@ -113,6 +113,20 @@ class ControllerPort(Protocol):
             Refusal: 404.
         """
 
+    def pause_rollout(self, id: str, reason: str) -> RolloutView:
+        """Open no wave and let no device fetch until it is resumed.
+
+        Raises:
+            Refusal: 404, no such rollout; 409, it is not running.
+        """
+
+    def resume_rollout(self, id: str) -> RolloutView:
+        """Go on with a paused rollout where it stood.
+
+        Raises:
+            Refusal: 404, no such rollout; 409, it is not paused.
+        """
+
     def abort_rollout(self, id: str, reason: str) -> RolloutView:
         """Call a rollout off and take its devices back.
 

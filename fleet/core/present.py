@@ -84,6 +84,9 @@ def rollout_view(
         started_at=rollout.started_at,
         ended_at=rollout.ended_at,
         probation=rollout.probation,
+        bytes_per_s=rollout.manners.bytes_per_s,
+        windows=rollout.manners.windows,
+        spread_s=rollout.spread_s,
         waves=tuple(
             WaveView(
                 number=number,
@@ -137,6 +140,8 @@ def _rollout_device(rollout: Rollout, device: Device, number: int, now: float) -
         update={
             "bytes_done": report.bytes_done,
             "bytes_total": report.bytes_total,
+            "bytes_per_s": report.bytes_per_s,
+            "waiting": report.waiting,
             "labelled_pairs": report.labelled_pairs,
             "worse": report.worse,
             "better": report.better,

@@ -2,13 +2,18 @@
 
     running --(every wave settled)--> completed
     running --(too many refused, nobody answers, or the operator)--> rolling_back --> aborted
-    running or rolling_back --(a newer rollout of the same model)--> superseded
+    running --(the operator)--> paused --(the operator)--> running
+    any of these --(a newer rollout of the same model)--> superseded
 
 A wave is *settled* when each of its devices has answered (committed, refused or dropped) or is
 given up as silent: unreachable for SILENCE_S, or reachable and without any progress for as long
 as its own deadlines allow. Silence never passes and never fails: a wave of which nobody answered
 holds the rollout, until ANSWER_S after its opening the rollout is aborted for want of answers. A
 silent device keeps its retained order, and carries it out when it is back.
+
+While paused, no wave opens and no device fetches: an order that holds goes out to every device
+still on its way. What has arrived stays there, and devices that have it all go on to try and judge
+it; too many refusals end a paused rollout as well. No patience runs out meanwhile.
 
 `completed` is final. A release that crashes on a device after that is the device's own affair:
 it returns to its previous release by itself, reports a `fallback`, and never retries the same
@@ -28,6 +33,7 @@ from fleet.core.census import Census, Device
 from fleet.core.gate import Answer, Standing, judge, plural, verdict
 from fleet.core.views import RolloutStatus
 from wire.ids import ReleaseRef
+from wire.manners import DAY_S, Manners
 from wire.twin import Phase, Probation
 
 SILENCE_S = 300.0
@@ -42,6 +48,9 @@ GRACE_S = 1200.0
 ANSWER_S = 7 * 86_400.0
 """How long a wave of which nobody answers may hold a rollout."""
 
+STARTS_PER_S = 200
+"""Of the devices of a large wave, how many begin to fetch in a second."""
+
 NO_PROBATION = Probation(labelled_pairs=0)
 
 
@@ -55,6 +64,7 @@ class Assignment:
     rollout: str
     purpose: Literal["rollout", "rollback"] = "rollout"
     probation: Probation = field(default_factory=Probation)
+    manners: Manners = field(default_factory=Manners)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,8 @@ class Told:
     """When `progress` last grew."""
     recall: Literal["", "previous", "rollback"] = ""
     """By which order it was called back, if it was."""
+    held: bool = False
+    """Its order says to fetch nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +99,9 @@ class Rollout:
     """What each device goes back to."""
     started_at: float
     probation: Probation = field(default_factory=Probation)
+    manners: Manners = field(default_factory=Manners)
+    spread_s: int | None = None
+    """As asked for; None: after the size of each wave."""
     max_refused_percent: int = 20
     status: RolloutStatus = RolloutStatus.RUNNING
     because: str = ""
@@ -123,11 +138,14 @@ def step(rollout: Rollout, census: Census, now: float) -> tuple[Rollout, list[As
     after = _observe(rollout, census, now)
     if after.status is RolloutStatus.RUNNING:
         after = _advance(after, census, now)
+    elif after.status is RolloutStatus.PAUSED:
+        after = _check(after, now)
     if after.status is RolloutStatus.ROLLING_BACK:
         after, orders = _recall(after, census)
         return _land(after, census, now), orders
+    after, regarded = _hold_or_let_go(after)
     new = [id for id in after.told if id not in rollout.told]
-    return after, [Assign(id, after.model, _order(after)) for id in new]
+    return after, _orders(after, [*new, *regarded])
 
 
 def notable(before: Rollout, after: Rollout) -> bool:
@@ -139,29 +157,67 @@ def notable(before: Rollout, after: Rollout) -> bool:
         return False
     if replace(before, told={}) != replace(after, told={}) or len(before.told) != len(after.told):
         return True
-    return any(
-        (told.answer, told.recall) != (after.told[id].answer, after.told[id].recall)
-        for id, told in before.told.items()
-    )
+    return any(_lasting(told) != _lasting(after.told[id]) for id, told in before.told.items())
+
+
+def _lasting(told: Told) -> tuple[Answer, str, bool]:
+    return told.answer, told.recall, told.held
 
 
 def abort(rollout: Rollout, reason: str, now: float) -> Rollout:
-    """Call a running rollout off; the next `step` takes its devices back."""
-    if rollout.status is not RolloutStatus.RUNNING:
+    """Call a rollout off; the next `step` takes its devices back."""
+    if rollout.status not in (RolloutStatus.RUNNING, RolloutStatus.PAUSED):
         return rollout
     return replace(rollout, status=RolloutStatus.ROLLING_BACK, because=reason, recalled_at=now)
 
 
-def supersede(rollout: Rollout, by: str, now: float) -> Rollout:
-    """End a rollout because a newer one of the same model begins."""
-    if rollout.status.final:
+def pause(rollout: Rollout, reason: str) -> Rollout:
+    """Open no wave and let nothing be fetched until `resume`; the next `step` tells the devices."""
+    if rollout.status is not RolloutStatus.RUNNING:
         return rollout
+    return replace(rollout, status=RolloutStatus.PAUSED, because=reason)
+
+
+def resume(rollout: Rollout, now: float) -> Rollout:
+    """Go on with a paused rollout; every patience begins anew."""
+    if rollout.status is not RolloutStatus.PAUSED:
+        return rollout
+    told = {id: replace(each, moved_at=now) for id, each in rollout.told.items()}
     return replace(
+        rollout, status=RolloutStatus.RUNNING, because="resumed", opened_at=now, told=told
+    )
+
+
+def supersede(rollout: Rollout, by: str, now: float) -> tuple[Rollout, list[Assign]]:
+    """End a rollout because a newer one of the same model begins; whom it held is let go.
+
+    A device that the newer one does not tell goes on with the order it has.
+    """
+    if rollout.status.final:
+        return rollout, []
+    after = replace(
         rollout,
         status=RolloutStatus.SUPERSEDED,
         because=f"superseded by {by}",
         ended_at=now,
     )
+    if rollout.status is not RolloutStatus.PAUSED:
+        return after, []
+    after, regarded = _hold_or_let_go(after)
+    return after, _orders(after, regarded)
+
+
+def _hold_or_let_go(rollout: Rollout) -> tuple[Rollout, list[str]]:
+    """Return whose orders change because the rollout was paused, or is no more."""
+    paused = rollout.status is RolloutStatus.PAUSED
+    changed = {
+        id: replace(told, held=paused)
+        for id, told in rollout.told.items()
+        if told.held != paused and (told.held or told.answer.standing is Standing.WORKING)
+    }
+    if not changed:
+        return rollout, []
+    return replace(rollout, told={**rollout.told, **changed}), list(changed)
 
 
 def fallback_for(
@@ -209,10 +265,9 @@ def _progress(rollout: Rollout, device: Device) -> tuple[int, int, int]:
 
 def _advance(rollout: Rollout, census: Census, now: float) -> Rollout:
     """Abort, hold, open the next wave, or complete."""
-    answers = {id: told.answer for id, told in rollout.told.items()}
-    too_many = verdict(answers, rollout.release, rollout.max_refused_percent)
-    if too_many is not None:
-        return abort(rollout, too_many, now)
+    rollout = _check(rollout, now)
+    if rollout.status is not RolloutStatus.RUNNING:
+        return rollout
     while (held := _held(rollout, census, now)) is None:
         if rollout.open == len(rollout.waves):
             return replace(
@@ -225,6 +280,13 @@ def _advance(rollout: Rollout, census: Census, now: float) -> Rollout:
     if not _answered(rollout) and now - rollout.opened_at >= ANSWER_S:
         return abort(rollout, f"{held}, for {ANSWER_S / 86_400:.0f} days", now)
     return rollout if held == rollout.because else replace(rollout, because=held)
+
+
+def _check(rollout: Rollout, now: float) -> Rollout:
+    """Abort when too many refused."""
+    answers = {id: told.answer for id, told in rollout.told.items()}
+    too_many = verdict(answers, rollout.release, rollout.max_refused_percent)
+    return rollout if too_many is None else abort(rollout, too_many, now)
 
 
 def _held(rollout: Rollout, census: Census, now: float) -> str | None:
@@ -251,6 +313,10 @@ def _waited_for(rollout: Rollout, id: str, census: Census, now: float) -> bool:
     if not device.online(now):
         return now - max(told.at, device.last_seen) < SILENCE_S
     patience = FETCH_DEADLINE_S + rollout.probation.deadline_s + GRACE_S
+    report = device.deployment(rollout.model)
+    if report is not None and report.rollout == rollout.id and report.waiting:
+        # No window is closed for longer than a day, and no turn is later than the spread.
+        patience += DAY_S + max(_spread_s(rollout, wave) for wave in rollout.waves)
     return now - told.moved_at < patience
 
 
@@ -272,14 +338,25 @@ def _tally(rollout: Rollout) -> str:
     return text + "".join(f", {count} {word}" for word, count in rest.items() if count)
 
 
-def _order(rollout: Rollout) -> Assignment:
+def _orders(rollout: Rollout, devices: list[str]) -> list[Assign]:
+    spreads = {id: _spread_s(rollout, wave) for wave in rollout.waves for id in wave}
+    return [Assign(id, rollout.model, _order(rollout, id, spreads[id])) for id in devices]
+
+
+def _order(rollout: Rollout, id: str, spread_s: int) -> Assignment:
+    own = {"spread_s": spread_s, "held": rollout.told[id].held}
     return Assignment(
         rollout.model,
         rollout.version,
         rollout.manifest,
         rollout.id,
         probation=rollout.probation,
+        manners=rollout.manners.model_copy(update=own),
     )
+
+
+def _spread_s(rollout: Rollout, wave: tuple[str, ...]) -> int:
+    return len(wave) // STARTS_PER_S if rollout.spread_s is None else rollout.spread_s
 
 
 def _recall(rollout: Rollout, census: Census) -> tuple[Rollout, list[Assign]]:
@@ -293,10 +370,19 @@ def _recall(rollout: Rollout, census: Census) -> tuple[Rollout, list[Assign]]:
         took = serving is not None and serving.manifest == rollout.manifest
         if told.answer.standing is Standing.REFUSED and not took:
             recalled[id] = replace(told, recall="previous")
+            if back is not None and back.manners.held:
+                back = replace(back, manners=back.manners.model_copy(update={"held": False}))
         else:
             recalled[id] = replace(told, recall="rollback")
             if back is not None:
-                back = replace(back, rollout=rollout.id, purpose="rollback", probation=NO_PROBATION)
+                back = replace(
+                    back,
+                    rollout=rollout.id,
+                    purpose="rollback",
+                    probation=NO_PROBATION,
+                    # At once, but no faster than the line may carry.
+                    manners=Manners(bytes_per_s=rollout.manners.bytes_per_s),
+                )
         orders.append(Assign(id, rollout.model, back))
     if not recalled:
         return rollout, []

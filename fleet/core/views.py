@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from wire.manifest import Manifest
+from wire.manners import BytesPerSecond, Spread, Windows
 from wire.twin import Capabilities, DeploymentReport, Phase, Probation, Reason, Serving
 
 
@@ -126,6 +127,7 @@ class RolloutStatus(StrEnum):
     """Where a rollout stands."""
 
     RUNNING = "running"
+    PAUSED = "paused"
     ROLLING_BACK = "rolling_back"
     COMPLETED = "completed"
     ABORTED = "aborted"
@@ -160,6 +162,10 @@ class RolloutDeviceView(View):
     detail: str = ""
     bytes_done: int = 0
     bytes_total: int = 0
+    bytes_per_s: int = 0
+    """How fast they come, lately."""
+    waiting: bool = False
+    """It fetches nothing on purpose; `detail` says why."""
     labelled_pairs: int = 0
     worse: int = 0
     better: int = 0
@@ -179,6 +185,9 @@ class RolloutView(View):
     started_at: float
     ended_at: float | None
     probation: Probation
+    bytes_per_s: int = 0
+    windows: Windows = ()
+    spread_s: int | None = None
     waves: tuple[WaveView, ...]
     devices: tuple[RolloutDeviceView, ...] = ()
 
@@ -193,6 +202,13 @@ class RolloutRequest(View):
     waves: tuple[str, ...] = ("100%",)
     """Cumulative shares of the target: counts or percentages, ascending, the last 100%."""
     probation: Probation = Probation()
+    bytes_per_s: BytesPerSecond = 0
+    """What each device may ask for in a second; 0: as fast as it can."""
+    windows: Windows = ()
+    """Times of the day on each device's own clock when it may fetch; none: at any time."""
+    spread_s: Spread | None = None
+    """The devices of a wave begin at moments of their own within this long; None: a second for
+    every 200 of them."""
     max_refused_percent: int = 20
     """Abort when more than this share of the devices told, and at least one, took it badly."""
 

@@ -53,6 +53,12 @@ class AbortRequest(View):
     reason: str = Field(default="called off by an operator", max_length=500)
 
 
+class PauseRequest(View):
+    """What `POST /v1/rollouts/{id}/pause` takes."""
+
+    reason: str = Field(default="paused by an operator", max_length=500)
+
+
 class CommandRequest(View):
     """What `POST /v1/devices/{id}/commands` takes."""
 
@@ -110,6 +116,8 @@ class _Handlers:
             Route("/v1/rollouts", self.rollouts),
             Route("/v1/rollouts", self.start_rollout, methods=["POST"]),
             Route(rollout, self.rollout),
+            Route(f"{rollout}/pause", self.pause_rollout, methods=["POST"]),
+            Route(f"{rollout}/resume", self.resume_rollout, methods=["POST"]),
             Route(f"{rollout}/abort", self.abort_rollout, methods=["POST"]),
             Route("/v1/events", self.events),
         ]
@@ -191,6 +199,14 @@ class _Handlers:
 
     def rollout(self, request: Request) -> Response:
         return _json(self._port.rollout(request.path_params["id"]))
+
+    async def pause_rollout(self, request: Request) -> Response:
+        wanted = PauseRequest.model_validate(await _body(request))
+        id = request.path_params["id"]
+        return _json(await run_in_threadpool(self._port.pause_rollout, id, wanted.reason))
+
+    def resume_rollout(self, request: Request) -> Response:
+        return _json(self._port.resume_rollout(request.path_params["id"]))
 
     async def abort_rollout(self, request: Request) -> Response:
         wanted = AbortRequest.model_validate(await _body(request))

@@ -156,6 +156,15 @@ class ControllerClient:
         """Return one rollout with its devices."""
         return self._get(f"/v1/rollouts/{_level(id)}", RolloutView)
 
+    def pause_rollout(self, id: str, reason: str) -> RolloutView:
+        """Open no wave and let no device fetch until `resume_rollout`."""
+        path = f"/v1/rollouts/{_level(id)}/pause"
+        return self._read(self._send("POST", path, json={"reason": reason}), RolloutView)
+
+    def resume_rollout(self, id: str) -> RolloutView:
+        """Go on with a paused rollout where it stood."""
+        return self._read(self._send("POST", f"/v1/rollouts/{_level(id)}/resume"), RolloutView)
+
     def abort_rollout(self, id: str, reason: str) -> RolloutView:
         """Call a rollout off and take its devices back."""
         path = f"/v1/rollouts/{_level(id)}/abort"

@@ -28,6 +28,7 @@ from fleet.core.scores import Totals
 from fleet.core.views import CommandView, EventView
 from wire.codec import decode, encode
 from wire.manifest import Manifest
+from wire.manners import Manners
 from wire.telemetry import Health, ScoreWindow
 from wire.twin import Probation
 
@@ -63,6 +64,7 @@ _assignments = sa.Table(
     sa.Column("rollout", sa.Text),
     sa.Column("purpose", sa.Text),
     sa.Column("probation", sa.LargeBinary),
+    sa.Column("manners", sa.LargeBinary),
 )
 _rollouts = sa.Table(
     "rollouts",
@@ -123,6 +125,7 @@ _DEVICE = TypeAdapter(Device)
 _ROLLOUT = TypeAdapter(Rollout)
 _TOTALS = TypeAdapter(Totals)
 _PROBATION = TypeAdapter(Probation)
+_MANNERS = TypeAdapter(Manners)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +230,7 @@ class Store:
                         row.rollout,
                         row.purpose,
                         _PROBATION.validate_json(row.probation),
+                        _MANNERS.validate_json(row.manners) if row.manners else Manners(),
                     ),
                 )
                 for row in connection.execute(sa.select(_assignments))
@@ -469,6 +473,7 @@ def _save_assignment(
         rollout=assignment.rollout,
         purpose=assignment.purpose,
         probation=_PROBATION.dump_json(assignment.probation),
+        manners=_MANNERS.dump_json(assignment.manners),
     )
 
 

@@ -202,6 +202,22 @@ class MemoryController(ControllerPort):
             self.runs[id] = self._further(self.runs[id])
             return self.runs[id]
 
+    def pause_rollout(self, id: str, reason: str) -> RolloutView:
+        view = self.runs[id]
+        if view.status is not RolloutStatus.RUNNING:
+            raise Refusal(409, f"{id} is {view.status} already", f"fleet rollout status {id}")
+        self.runs[id] = view.model_copy(update={"status": RolloutStatus.PAUSED, "because": reason})
+        return self.runs[id]
+
+    def resume_rollout(self, id: str) -> RolloutView:
+        view = self.runs[id]
+        if view.status is not RolloutStatus.PAUSED:
+            raise Refusal(409, f"{id} is {view.status} already", f"fleet rollout status {id}")
+        self.runs[id] = view.model_copy(
+            update={"status": RolloutStatus.RUNNING, "because": "resumed"}
+        )
+        return self.runs[id]
+
     def abort_rollout(self, id: str, reason: str) -> RolloutView:
         view = self.rollout(id)
         if view.status.final:

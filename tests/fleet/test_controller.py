@@ -26,6 +26,7 @@ from tests.fleet.samples import sample_manifest
 from wire.codec import Document, encode
 from wire.ids import digest_hex, digest_of
 from wire.manifest import Manifest
+from wire.manners import Manners
 from wire.seal import Verifier
 from wire.telemetry import Histogram, ScoreWindow
 from wire.topics import RULES, Kind, Topic, build
@@ -268,6 +269,39 @@ def test_the_operator_can_call_a_rollout_off(world: World) -> None:
     assert ended.because.startswith("by the operator: wrong model")
     with pytest.raises(Refusal, match="is aborted already"):
         world.controller.abort_rollout(started.id, "again")
+
+
+def test_a_pause_reaches_the_devices_outlasts_a_restart_and_ends(world: World) -> None:
+    device = world.device("cam-1")
+    device.muted.set()
+    world.push(1)
+    manners = {"bytes_per_s": 1 << 20, "windows": ("01:00-05:00",), "spread_s": 9}
+    started = world.roll_out("digits@1", **manners)
+
+    def ordered() -> Manners:
+        return open_desired(world, "cam-1").releases[0].manners
+
+    first = ordered()
+    paused = world.controller.pause_rollout(started.id, "lunch")
+    held = ordered()
+    world.restart_controller()
+    still = world.controller.rollout(started.id)
+    world.controller.resume_rollout(started.id)
+    device.muted.clear()
+    ended = world.ended(started.id)
+
+    assert first == Manners.model_validate(manners)
+    assert (paused.status, paused.because) == (RolloutStatus.PAUSED, "by the operator: lunch")
+    assert held == first.model_copy(update={"held": True})
+    assert still.status is RolloutStatus.PAUSED
+    assert ended.status is RolloutStatus.COMPLETED, ended.because
+    assert device.desired[-1].releases[0].manners == first
+
+
+def open_desired(world: World, device: str) -> Desired:
+    """Return the latest order for a device as the store has it."""
+    rows = {row.device: row for row in world.controller._store.desired()}
+    return Verifier((world.controller.public_key,)).open(Desired, rows[device].document)
 
 
 def test_a_rollout_goes_on_after_the_controller_restarts(world: World) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.cli.session import byte_rate
 from fleet.core.views import RolloutRequest
 from fleet.shell.api import RunningApi, build_app, serve
 from tests.fleet.cli.conftest import Fleet
@@ -41,6 +42,65 @@ def test_start_passes_on_what_was_asked_for(run: Fleet, controller: MemoryContro
     assert result.stderr == "next: fleet rollout status r-1 --watch\n"
 
 
+def test_start_says_how_devices_are_to_fetch(run: Fleet, controller: MemoryController) -> None:
+    run(
+        *("rollout", "start", "digits@2", "--bandwidth", "64KiB/s", "--spread", "10m"),
+        *("--window", "01:00-05:00", "--window", "22:00-23:30"),
+    )
+
+    assert controller.requests == [
+        RolloutRequest(
+            release="digits@2",
+            bytes_per_s=65_536,
+            windows=("01:00-05:00", "22:00-23:30"),
+            spread_s=600,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("65536", 65_536), ("500kB/s", 500_000), ("1MiB/s", 1 << 20), ("2MB", 2_000_000)],
+)
+def test_a_bandwidth_is_read_in_its_unit(text: str, expected: int) -> None:
+    assert byte_rate(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--bandwidth", "fast", "expected bytes a second such as 64KiB/s"),
+        ("--bandwidth", "0", "expected bytes a second such as 64KiB/s"),
+        ("--window", "1-5", "expected a window of the day such as 01:00-05:00"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(
+    run: Fleet, controller: MemoryController, option: str, value: str, expected: str
+) -> None:
+    result = run("rollout", "start", "digits@2", option, value)
+
+    assert result.exit_code == 2
+    assert expected in result.stderr
+    assert controller.requests == []
+
+
+def test_a_pause_and_a_resume_say_what_comes_next(run: Fleet, controller: MemoryController) -> None:
+    controller.start_rollout(RolloutRequest(release="digits@2", waves=("40%", "100%")))
+
+    paused = run("rollout", "pause", "r-1", "--reason", "lunch")
+    again = run("rollout", "pause", "r-1")
+    resumed = run("rollout", "resume", "r-1")
+
+    assert "wave 1 of 2, paused\n" in paused.stdout
+    assert "paused: lunch\n" in paused.stdout
+    assert paused.stderr == "next: fleet rollout resume r-1\n"
+    assert (again.exit_code, again.stderr) == (
+        1,
+        "error: r-1 is paused already\nnext: fleet rollout status r-1\n",
+    )
+    assert resumed.stderr == "next: fleet rollout status r-1 --watch\n"
+
+
 def test_start_without_options_asks_for_the_documented_defaults(
     run: Fleet, controller: MemoryController
 ) -> None:
@@ -63,9 +123,10 @@ def test_status_counts_waves_and_names_who_is_under_way(
         "digits@2 -> all                    wave 1 of 2, running\n"
         "  wave 1   40%  2 fetching\n"
         "  wave 2  100%  1 waiting\n"
+        "  fetching 42%, 84 B of 200 B\n"
         "running: wave 1 opened\n"
-        "  cam-1  fetching 42%\n"
-        "  cam-2  fetching 42%\n"
+        "  cam-1  fetching 42%, 42 B of 100 B\n"
+        "  cam-2  fetching 42%, 42 B of 100 B\n"
     )
     assert "  cam-1  probation 120 pairs\n" in second.stdout
 

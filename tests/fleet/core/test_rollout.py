@@ -14,6 +14,8 @@ from fleet.core.rollout import (
     abort,
     fallback_for,
     notable,
+    pause,
+    resume,
     step,
     supersede,
 )
@@ -28,6 +30,7 @@ from tests.fleet.core.worlds import (
     rollout_of,
     status,
 )
+from wire.manners import Manners
 from wire.twin import Phase, Reason
 
 FIVE = ("a", "b", "c", "d", "e")
@@ -194,7 +197,118 @@ def test_a_completed_rollout_stays_completed_whatever_happens_later() -> None:
 
     assert step(rollout, census, T0 + 60) == (rollout, [])
     assert abort(rollout, "late", T0) is rollout
-    assert supersede(rollout, "r-3", T0) is rollout
+    assert supersede(rollout, "r-3", T0) == (rollout, [])
+
+
+def held(orders: list[Assign]) -> dict[str, bool]:
+    return {o.device: o.assignment.manners.held for o in orders if o.assignment is not None}
+
+
+def test_a_pause_holds_who_is_on_the_way_and_opens_no_wave() -> None:
+    census = census_of("a", "b", "c")
+    rollout, _ = step(rollout_of(("a", "b"), ("c",)), census, T0)
+    hear(census, "a", 2, Phase.COMMITTED)
+
+    rollout, orders = step(pause(rollout, "lunch"), census, T0)
+    hear(census, "b", 2, Phase.COMMITTED)
+    later, none = step(rollout, census, T0 + 7 * 86_400)
+
+    assert held(orders) == {"b": True}
+    assert (later.status, later.because, later.open) == (RolloutStatus.PAUSED, "lunch", 1)
+    assert none == []
+
+
+def test_a_resume_lets_everybody_go_on_and_the_waves_follow() -> None:
+    census = census_of("a", "b", "c")
+    rollout, _ = step(rollout_of(("a", "b"), ("c",)), census, T0)
+    rollout, _ = step(pause(rollout, "lunch"), census, T0)
+    hear(census, "a", 2, Phase.COMMITTED)
+
+    rollout, orders = step(resume(rollout, T0 + 60), census, T0 + 60)
+    hear(census, "b", 2, Phase.COMMITTED)
+    rollout, more = step(rollout, census, T0 + 61)
+
+    assert held(orders) == {"a": False, "b": False}
+    assert held(more) == {"c": False}
+    assert pause(resume(rollout, T0), "again").status is RolloutStatus.PAUSED
+
+
+def test_too_many_refusals_end_a_paused_rollout_as_well() -> None:
+    census = census_of("a", "b")
+    rollout, _ = step(rollout_of(("a",), ("b",)), census, T0)
+    rollout, _ = step(pause(rollout, "lunch"), census, T0)
+    hear(census, "a", 2, Phase.FAILED)
+
+    rollout, orders = step(rollout, census, T0)
+
+    assert rollout.status is RolloutStatus.ABORTED
+    assert held(orders) == {"a": False}
+
+
+def test_whom_a_paused_rollout_held_goes_on_when_it_is_superseded() -> None:
+    census = census_of("a", "b")
+    rollout, _ = step(rollout_of(("a", "b")), census, T0)
+    rollout, _ = step(pause(rollout, "lunch"), census, T0)
+
+    ended, orders = supersede(rollout, "r-3", T0)
+
+    assert ended.status is RolloutStatus.SUPERSEDED
+    assert held(orders) == {"a": False, "b": False}
+
+
+def test_nobody_is_taken_for_silent_because_of_a_pause() -> None:
+    census = census_of("a")
+    rollout, _ = step(rollout_of(("a",)), census, T0)
+    rollout, _ = step(pause(rollout, "a long lunch"), census, T0)
+    late = T0 + 5 * 86_400
+    census.hear("a", late)
+
+    rollout, _ = step(resume(rollout, late), census, late)
+
+    assert rollout.status is RolloutStatus.RUNNING
+    assert rollout.because == "wave 1 of 1: waiting for 1 of 1 device"
+
+
+def test_a_device_that_waits_for_its_window_is_waited_for() -> None:
+    census = census_of("a")
+    rollout, _ = step(rollout_of(("a",)), census, T0)
+    waits = deployment(Phase.FETCHING).model_copy(update={"waiting": True})
+    census.hear_reported(report("a", 2, OLD, waits), T0, retained=False)
+    rollout, _ = step(rollout, census, T0)
+    patience = 1800 + 86_400 + 1200
+    for late in (T0 + patience + 60, T0 + patience + 86_400 + 60):
+        census.hear("a", late)
+        rollout, _ = step(rollout, census, late)
+        if late < T0 + patience + 86_400:
+            assert rollout.because == "wave 1 of 1: waiting for 1 of 1 device"
+
+    assert rollout.because == "wave 1 of 1: holding, no device of it answers"
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "expected"), [(None, 199, 0), (None, 10_000, 50), (7, 10_000, 7)]
+)
+def test_the_devices_of_a_large_wave_begin_spread_over_time(
+    asked: int | None, devices: int, expected: int
+) -> None:
+    rollout = replace(rollout_of(tuple(f"d-{n}" for n in range(devices))), spread_s=asked)
+
+    _, orders = step(rollout, Census(), T0)
+
+    assert {o.assignment.manners.spread_s for o in orders if o.assignment} == {expected}
+
+
+def test_the_way_back_is_taken_at_once_and_no_faster_than_the_line_may_carry() -> None:
+    census = census_of("a")
+    manners = Manners(bytes_per_s=4096, windows=("01:00-05:00",))
+    rollout, orders = step(replace(rollout_of(("a",)), manners=manners, spread_s=60), census, T0)
+
+    _, recall = step(abort(rollout, "stop", T0), census, T0)
+
+    assert orders[0].assignment is not None
+    assert orders[0].assignment.manners == manners.model_copy(update={"spread_s": 60})
+    assert recall[0].assignment is not None
+    assert recall[0].assignment.manners == Manners(bytes_per_s=4096)
 
 
 def test_a_silent_device_does_not_block_the_wave_for_ever_and_never_passes_it_alone() -> None:

@@ -10,7 +10,16 @@ from pydantic import TypeAdapter
 
 from fleet.core.census import Census, Device
 from fleet.core.gate import Standing
-from fleet.core.rollout import Assign, Assignment, Rollout, abort, step, supersede
+from fleet.core.rollout import (
+    Assign,
+    Assignment,
+    Rollout,
+    abort,
+    pause,
+    resume,
+    step,
+    supersede,
+)
 from fleet.core.views import RolloutStatus
 from tests.fleet.core.worlds import NEW, OLD, T0, deployment, report, rollout_of, status
 from wire.twin import DeploymentReport, Phase, Reported
@@ -154,7 +163,17 @@ class RolloutLife(RuleBasedStateMachine):
 
     @rule()
     def a_newer_rollout_begins(self) -> None:
-        self.rollout = supersede(self.rollout, "r-3", self.now)
+        self.rollout, orders = supersede(self.rollout, "r-3", self.now)
+        for order in orders:
+            self.edges[order.device].order = order.assignment
+
+    @rule()
+    def operator_pauses(self) -> None:
+        self.rollout = pause(self.rollout, "by the operator")
+
+    @rule()
+    def operator_resumes(self) -> None:
+        self.rollout = resume(self.rollout, self.now)
 
     @rule()
     def steps(self) -> None:
@@ -163,8 +182,21 @@ class RolloutLife(RuleBasedStateMachine):
         self.check_orders(before, orders)
         for order in orders:
             self.edges[order.device].order = order.assignment
+        if self.rollout.status is RolloutStatus.PAUSED:
+            assert set(self.rollout.told) == set(before.told), "no wave opens while paused"
+        self.check_holds()
         again, more = step(self.rollout, self.census, self.now)
         assert again is self.rollout and more == [], "a step without news changes nothing"
+
+    def check_holds(self) -> None:
+        """Whoever is on its way is held while it is paused, and nobody is at any other time."""
+        paused = self.rollout.status is RolloutStatus.PAUSED
+        for id, told in self.rollout.told.items():
+            order = self.edges[id].order
+            if order is not None and told.answer.standing is Standing.WORKING:
+                assert order.manners.held == paused
+            elif order is not None and not paused:
+                assert not order.manners.held
 
     def check_orders(self, before: Rollout, orders: list[Assign]) -> None:
         opened = {id for wave in self.rollout.waves[: self.rollout.open] for id in wave}
@@ -172,7 +204,8 @@ class RolloutLife(RuleBasedStateMachine):
             assert order.device in opened, "nobody outside the open waves is told anything"
             if order.assignment is not None and order.assignment.manifest == NEW:
                 assert not self.gone_back, "nobody is told to take it after the abort"
-                assert order.device not in before.told, "nobody is told twice"
+                held = before.told[order.device].held if order.device in before.told else None
+                assert held is not order.assignment.manners.held, "nobody is told twice"
         if before.status.final:
             assert orders == []
 
@@ -214,7 +247,7 @@ class RolloutLife(RuleBasedStateMachine):
         """Whatever happened: without any more news it ends by itself."""
         if not hasattr(self, "rollout"):
             return
-        rollout, now = self.rollout, self.now
+        rollout, now = resume(self.rollout, self.now), self.now
         for _ in range(len(rollout.waves) + 4):
             rollout, _ = step(rollout, self.census, now)
             now += 8 * 86_400

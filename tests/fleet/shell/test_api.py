@@ -220,10 +220,15 @@ def test_commands_and_rollouts_pass_through(http: httpx.Client) -> None:
     command = http.post("/v1/devices/cam-1/commands", json={"verb": "ping"}).json()
     answer = http.get(f"/v1/devices/cam-1/commands/{command['id']}").json()
     rollout = http.post("/v1/rollouts", json={"release": "digits@1"}).json()
+    paused = http.post(f"/v1/rollouts/{rollout['id']}/pause", json={"reason": "tea"}).json()
+    resumed = http.post(f"/v1/rollouts/{rollout['id']}/resume").json()
+    again = http.post(f"/v1/rollouts/{rollout['id']}/resume")
     aborted = http.post(f"/v1/rollouts/{rollout['id']}/abort", json={"reason": "lunch"}).json()
 
     assert (answer["outcome"], answer["detail"]) == ("done", "pong")
     assert http.get("/v1/rollouts").json()[0]["id"] == rollout["id"]
+    assert (paused["status"], paused["because"]) == ("paused", "tea")
+    assert (resumed["status"], again.status_code) == ("running", 409)
     assert (aborted["status"], aborted["because"]) == ("aborted", "lunch")
     assert http.get("/v1/devices/cam-1/config").text.startswith('device = "cam-1"')
 

@@ -18,6 +18,7 @@ from fleet.shell.store import MAX_EVENTS, TELEMETRY_DAYS, Change, DesiredRow, It
 from tests.fleet.core.test_scores import window
 from tests.fleet.core.worlds import T0, report, rollout_of, status
 from tests.fleet.samples import sample_manifest
+from wire.manners import Manners
 from wire.twin import Phase, Probation, Reason
 
 
@@ -62,6 +63,34 @@ def test_all_that_was_written_is_there_after_a_restart(store: Store) -> None:
     assert store.desired() == [DesiredRow("a", 4, b"sealed")]
     assert store.devices() == [(census.get("a"), 17)]
     assert store.events(10) == [event(), event()]
+
+
+def test_an_order_comes_back_with_its_manners(store: Store) -> None:
+    manifest = sample_manifest(1)
+    store.add_release(Release(manifest.digest, manifest, T0), event())
+    manners = Manners(bytes_per_s=9, windows=("22:00-04:00",), spread_s=3, held=True)
+    order = Assignment("digits", 1, manifest.digest, "r-1", manners=manners)
+
+    store.apply(Change(assignments=[("cam-1", "digits", order)]))
+
+    assert reopened(store).assignments() == [("cam-1", order)]
+
+
+def test_a_store_of_before_manners_is_brought_up_to_date(store: Store) -> None:
+    manifest = sample_manifest(1)
+    order = Assignment("digits", 1, manifest.digest, "r-1", manners=Manners(bytes_per_s=9))
+    store.add_release(Release(manifest.digest, manifest, T0), event())
+    store.apply(Change(assignments=[("cam-1", "digits", order)]))
+    path = Path(str(store._engine.url.database))
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE assignments DROP COLUMN manners")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+
+    again = Store(path)
+
+    assert again.assignments() == [("cam-1", replace(order, manners=Manners()))]
+    again.close()
 
 
 def test_an_assignment_can_be_taken_away(store: Store) -> None:
@@ -148,7 +177,7 @@ def test_a_store_of_a_newer_version_is_refused_with_a_clear_line(store: Store) -
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
 
-    with pytest.raises(FleetError, match=r"of version 0001 or older, got 9999") as refused:
+    with pytest.raises(FleetError, match=r"of version 0002 or older, got 9999") as refused:
         Store(path)
 
     assert refused.value.next_step == "a newer farflung wrote it: upgrade this one"
