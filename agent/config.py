@@ -188,6 +188,8 @@ class TransferConfig(_Table):
     """How artifacts are fetched."""
 
     window_chunks: Annotated[int, Field(ge=1, le=MAX_WINDOW_CHUNKS)] = 32
+    shared: bool = True
+    """Listen to the frames that go to a whole wave; false where the broker denies that topic."""
     max_chunk_bytes: Annotated[int, Field(ge=1024, le=MEBIBYTE)] = 256 * 1024
     """For a broker that carries only short messages: 8 bytes less than what it lets through."""
     bytes_per_s: Annotated[int, Field(ge=0)] = 0

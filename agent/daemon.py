@@ -91,6 +91,7 @@ class Daemon:
                 windows=config.transfer.windows,
                 pins=config.retention.pins,
                 quota_bytes=config.retention.quota_bytes,
+                shared=config.transfer.shared,
             )
         )
 
@@ -193,8 +194,8 @@ class Daemon:
                 self._sample()
             case do.Yield(seconds):
                 self._link.yield_for(seconds)
-            case do.Listen(index):
-                self._link.listen(index)
+            case do.Listen(index, own):
+                self._link.listen(index, own)
             case do.Unlisten(index):
                 self._link.unlisten(index)
             case do.Ready():

@@ -38,7 +38,7 @@ from fleet.core.rollout import (
     step,
     supersede,
 )
-from fleet.core.sender import Sender
+from fleet.core.sender import Chunk, Sender
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -119,8 +119,11 @@ class Controller:
         device_username: str,
         device_password: str,
         chunk_bytes: int = CHUNK_BYTES,
+        shared: bool = True,
     ) -> None:
         """Open everything in `data_dir`; nothing is sent before `start`.
+
+        Unless `shared`, devices are told to ask for frames on topics of their own.
 
         Raises:
             FleetError: the store or the key cannot be used.
@@ -137,7 +140,7 @@ class Controller:
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._ended = threading.Event()
 
-        self._books = Books()
+        self._books = Books(shared)
         self._census = self._books.census
         self._sender = Sender()
         self._courier = Courier()
@@ -145,6 +148,8 @@ class Controller:
         """Device -> its latest sealed Desired."""
         self._offers: dict[str, Offer] = {}
         """By index digest, as devices ask for them."""
+        self._chunks_published = 0
+        self._chunk_bytes_published = 0
         self._ledgers: dict[str, Ledger] = {}
         self._gaps: set[str] = set()
         """Devices of which a telemetry item is missing."""
@@ -547,15 +552,17 @@ class Controller:
             for device in self._courier.due(now, limit=64):
                 self._link.publish(Topic(Kind.DESIRED, device), self._documents[device])
         if self._link.has_room():
-            for index, part, number in self._sender.due(now):
+            for due in self._sender.due(now):
+                index, part, number, device = due.chunk
                 try:
                     payload = self._blobs.read_chunk(self._offers[index], part, number)
                 except OSError as error:
                     log.error("chunk %d of %s: %s", number, index, error)
                     continue
-                frame = ChunkFrame(part, number, payload)
-                kind = Kind.INDEX if part == "index" else Kind.DATA
-                self._link.publish(Topic(kind, index), frame.encode())
+                frame = ChunkFrame(part, number, payload, due.crowded)
+                if self._link.publish(_frame_topic(due.chunk), frame.encode()):
+                    self._chunks_published += 1
+                    self._chunk_bytes_published += len(payload)
 
     def _acknowledge(self, devices: Iterable[str]) -> None:
         for device in devices:
@@ -688,6 +695,9 @@ class Controller:
             broker_connected=self._link.connected,
             devices=len(self._census),
             devices_online=sum(device.online(now) for device in self._census),
+            chunks_published=self._chunks_published,
+            chunk_bytes_published=self._chunk_bytes_published,
+            chunks_refused=self._sender.refused,
         )
 
     def _check_file(self, manifest: Manifest, file: File) -> None:
@@ -795,6 +805,14 @@ def _answer(call: _Call) -> None:
         call.answer.set_result(call.run())
     except Exception as error:
         call.answer.set_exception(error)
+
+
+def _frame_topic(chunk: Chunk) -> Topic:
+    """Return where a chunk goes: to all who want it, or to one device."""
+    if chunk.device:
+        kind = Kind.OWN_INDEX if chunk.part == "index" else Kind.OWN_DATA
+        return Topic(kind, chunk.device, id=chunk.artifact)
+    return Topic(Kind.INDEX if chunk.part == "index" else Kind.DATA, chunk.artifact)
 
 
 def _not_running() -> Refusal:

@@ -23,6 +23,8 @@ class Kind(StrEnum):
     SCORES = "scores"
     INDEX = "index"
     DATA = "data"
+    OWN_INDEX = "own_index"
+    OWN_DATA = "own_data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,19 @@ RULES: dict[Kind, Rule] = {
     Kind.SCORES: Rule("d/{bucket}/{device}/t/scores", "device", 1, False, "ScoreWindow, deflated"),
     Kind.INDEX: Rule("a/{digest}/index", "controller", 0, False, "ChunkFrame"),
     Kind.DATA: Rule("a/{digest}/data", "controller", 0, False, "ChunkFrame"),
+    Kind.OWN_INDEX: Rule("d/{bucket}/{device}/a/{digest}/index", "controller", 0, False,
+                         "ChunkFrame"),
+    Kind.OWN_DATA: Rule("d/{bucket}/{device}/a/{digest}/data", "controller", 0, False,
+                        "ChunkFrame"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A parsed topic. `owner` is the device id, or the index's digest under `a/`."""
+    """A parsed topic. `owner` is the device id, or the index's digest under `a/`.
+
+    `id` is a command's, or the index's digest under a device's own `a/`.
+    """
 
     kind: Kind
     owner: str
@@ -75,6 +84,8 @@ def build(topic: Topic, root: str = ROOT) -> str:
             return f"{base}/cmd/{topic.verb}/{topic.id}/result"
         case Kind.HEALTH | Kind.SCORES:
             return f"{base}/t/{topic.kind}"
+        case Kind.OWN_INDEX | Kind.OWN_DATA:
+            return f"{base}/a/{digest_hex(topic.id)}/{topic.kind.removeprefix('own_')}"
         case _:
             return f"{base}/{topic.kind}"
 
@@ -105,6 +116,10 @@ def _parse(levels: list[str]) -> Topic | None:
                     return Topic(Kind(kind), device)
                 case ["t", ("health" | "scores") as kind]:
                     return Topic(Kind(kind), device)
+                case ["a", hexed, ("index" | "data") as part]:
+                    index = f"sha256:{hexed}"
+                    digest_hex(index)
+                    return Topic(Kind(f"own_{part}"), device, id=index)
                 case ["cmd", verb, id]:
                     return Topic(Kind.COMMAND, device, check_id(verb), check_id(id))
                 case ["cmd", verb, id, "result"]:
@@ -129,6 +144,11 @@ def device_filters(device: str, root: str = ROOT) -> list[str]:
 def artifact_filter(index: str, root: str = ROOT) -> str:
     """Return the filter for all frames of the transfer with this index."""
     return f"{root}/a/{digest_hex(index)}/+"
+
+
+def own_filter(device: str, index: str, root: str = ROOT) -> str:
+    """Return the filter for all frames of a transfer that are sent to `device` alone."""
+    return f"{device_base(device, root)}/a/{digest_hex(index)}/+"
 
 
 def controller_filters(root: str = ROOT) -> list[str]:

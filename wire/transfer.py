@@ -34,6 +34,7 @@ FramePart = Literal["index", "data"]
 Encoding = Literal["identity", "zstd", "delta"]
 _PARTS: dict[int, FramePart] = {1: "index", 2: "data"}
 _CODES = {part: code for code, part in _PARTS.items()}
+_CROWDED = 0x80
 
 
 class Offer(Part):
@@ -96,16 +97,21 @@ class FetchRequest(Document):
     part: FramePart
     first: Annotated[int, Field(ge=0, lt=MAX_CHUNKS)]
     bitmap: Annotated[str, Field(max_length=4 * (MAX_WINDOW_CHUNKS // 8 // 3 + 2))]
+    own: bool = False
+    """Answer on the device's own topic, since it does not listen to the shared one."""
 
     @classmethod
-    def of(cls, index: str, part: FramePart, numbers: Iterable[int]) -> "FetchRequest":
+    def of(
+        cls, index: str, part: FramePart, numbers: Iterable[int], own: bool = False
+    ) -> "FetchRequest":
         """Ask for `numbers`, of which the highest is less than a window above the lowest."""
         wanted = sorted(numbers)
         first = wanted[0]
         bits = bytearray((wanted[-1] - first) // 8 + 1)
         for number in wanted:
             bits[(number - first) // 8] |= 1 << ((number - first) % 8)
-        return cls(index=index, part=part, first=first, bitmap=base64.b64encode(bits).decode())
+        bitmap = base64.b64encode(bits).decode()
+        return cls(index=index, part=part, first=first, bitmap=bitmap, own=own)
 
     def numbers(self) -> list[int]:
         """Return the frames asked for, ascending.
@@ -131,7 +137,8 @@ class FetchRequest(Document):
 class ChunkFrame:
     """One binary message: 8 bytes of header, then a chunk of the index or of the transfer.
 
-    Header, big-endian: "Ff", version u8 = 1, part u8 (1 index, 2 data), number u32.
+    Header, big-endian: "Ff", version u8 = 1, part u8 (1 index, 2 data; 128 more when crowded),
+    number u32.
     The topic names the index: bytes and chunk size alike, so that transfers cut otherwise, for
     a broker or a device with another limit, never mix.
     """
@@ -139,10 +146,13 @@ class ChunkFrame:
     part: FramePart
     number: int
     payload: bytes
+    crowded: bool = False
+    """More than one device had asked for it: one of them asking on is enough."""
 
     def encode(self) -> bytes:
         """Return the frame as it travels."""
-        header = _HEADER.pack(MAGIC, FRAME_VERSION, _CODES[self.part], self.number)
+        code = _CODES[self.part] | (_CROWDED if self.crowded else 0)
+        header = _HEADER.pack(MAGIC, FRAME_VERSION, code, self.number)
         return header + self.payload
 
     @classmethod
@@ -155,9 +165,10 @@ class ChunkFrame:
         if len(data) < FRAME_OVERHEAD:
             raise DecodeError(f"frame: expected at least {FRAME_OVERHEAD} bytes, got {len(data)}")
         magic, version, code, number = _HEADER.unpack_from(data)
-        if magic != MAGIC or version != FRAME_VERSION or code not in _PARTS:
+        part = _PARTS.get(code & ~_CROWDED)
+        if magic != MAGIC or version != FRAME_VERSION or part is None:
             raise DecodeError(f"frame: expected version 1 of {MAGIC!r}, got {data[:4]!r}")
-        return cls(_PARTS[code], number, data[FRAME_OVERHEAD:])
+        return cls(part, number, data[FRAME_OVERHEAD:], bool(code & _CROWDED))
 
 
 def chunk_hash(payload: bytes) -> bytes:

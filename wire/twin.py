@@ -123,6 +123,8 @@ class Desired(Document):
     device: DeviceId
     revision: Revision
     releases: Annotated[tuple[DesiredRelease, ...], Field(max_length=16)] = ()
+    shared: bool = True
+    """Frames go to whole waves; false: ask for them on the device's own topic."""
 
 
 class DeploymentReport(Part):

@@ -86,9 +86,13 @@ class OpenTransfer:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Subscribe to the frames of the transfer whose index has this digest."""
+    """Subscribe to the frames of the transfer whose index has this digest.
+
+    With `own`, from now on to those that are sent to this device alone.
+    """
 
     index: str
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ RUNTIMES = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert", "tflite-runti
 TALLY_S = 1.0
 COLLECT_S = 86_400.0
 """How often garbage is taken out even if nothing happens."""
+LAG_S = 2.0
+LAG_WINDOWS = 1.5
 
 
 def converge(turn: Turn) -> None:
@@ -307,7 +309,7 @@ def _may_fetch(turn: Turn, deployment: Deployment, wait: Wait | None) -> bool:
 
 def _wake(turn: Turn, download: Download) -> None:
     if download.resting and not download.complete:
-        turn.do(Listen(download.offer.index))
+        turn.do(Listen(download.offer.index, download.own))
     download.resume(turn.now.mono)
 
 
@@ -344,8 +346,10 @@ def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: 
             return
         settings = state.settings
         seed = f"{settings.device}/{settings.boot}/{digest}"
-        state.download = Download(offer, settings.window_chunks, seed)
-        turn.do(OpenTransfer(offer), Listen(offer.index))
+        own = not (settings.shared and state.shared_wanted)
+        state.download = Download(offer, settings.window_chunks, seed, own=own)
+        state.report_owed_at = None
+        turn.do(OpenTransfer(offer), Listen(offer.index, own))
         return
     if not download.opened:
         return
@@ -362,8 +366,32 @@ def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: 
         detail = f"no chunk for {idle:.0f} s at {download.done_bytes} bytes{bad}"
         finish(turn, deployment, Phase.TIMED_OUT, Reason.NO_PROGRESS, detail)
         return
+    if not download.own and (download.overdrawn or lags(turn)):
+        leave(turn)
     for request in download.requests_due(turn.now.mono):
         turn.do(PublishFetch(request))
+
+
+def lags(turn: Turn, windows: float = LAG_WINDOWS) -> bool:
+    """Return whether the broker has so much in store for us that our report waits behind it.
+
+    More than a window is more than we asked for: others ask faster than this device can hear.
+    """
+    state, download = turn.state, turn.state.download
+    if download is None or state.report_owed_at is None:
+        return False
+    behind = download.heard_bytes - state.report_owed_bytes
+    owed = turn.now.mono - state.report_owed_at
+    return owed > LAG_S and behind > windows * download.window_bytes
+
+
+def leave(turn: Turn) -> None:
+    """Fetch the rest on this device's own topic: the shared one carries more than it can take."""
+    download = turn.state.download
+    if download is not None and not download.own and not download.resting:
+        download.leave()
+        turn.say(f"{download.offer.transfer[:19]}: too fast for this line, fetching on its own")
+        turn.do(Listen(download.offer.index, own=True))
 
 
 def on_opened(turn: Turn, transfer: str, index: bytes, present: frozenset[int]) -> None:

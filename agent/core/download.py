@@ -2,6 +2,12 @@
 
 It does no I/O and is mutable, since it handles every frame. Frames come on a topic that all
 devices of a wave share, so frames nobody here asked for are welcome, and repeats are normal.
+
+Of a wave, one device *leads*: it asks, and the others follow, which is to listen. A device begins
+as a leader; it follows as soon as a frame shows that others ask too: one that it did not ask for,
+or one marked as crowded. A follower to which nothing new comes leads again, after a while that is
+another one on each device. So a leader that is slow, or has all it wants, is soon replaced, and
+whoever came late asks for what it missed when the rest is through.
 """
 
 from dataclasses import dataclass, field
@@ -18,6 +24,12 @@ from wire.transfer import (
     chunk_hash,
 )
 
+PATIENCE_S = (0.1, 0.6)
+"""How long a follower waits after the last new frame before it takes the lead."""
+MOST_PATIENCE = 8.0
+"""How often that, when it takes the lead again and again and others lead already."""
+
+OVERDRAWN_S = 2.0
 FIRST_TIMEOUT_S = 1.0
 LAST_TIMEOUT_S = 60.0
 POISON_LIMIT = 16
@@ -63,6 +75,8 @@ class Download:
     window: int
     seed: str
     rate_bytes_s: int = 0
+    own: bool = False
+    """Frames come on the device's own topic; it hears nobody else's, and follows nobody."""
     index: bytes = b""
     opened: bool = False
     resting: bool = False
@@ -71,6 +85,8 @@ class Download:
     """Monotonic seconds of the last verified frame."""
     bad: int = 0
     received_bytes: int = 0
+    heard_bytes: int = 0
+    """Payload of all frames, repeats and wrong ones included."""
     _index_frames: dict[int, bytes] = field(default_factory=dict)
     _present: bytearray = field(default_factory=bytearray)
     """A byte a chunk: 128 KiB for 8 GiB, where a set would take 8 MB."""
@@ -80,6 +96,11 @@ class Download:
     _timeout: float = FIRST_TIMEOUT_S
     _bad_in_a_row: int = 0
     _quiet_until: float = 0.0
+    _follows_until: float | None = None
+    """When a follower loses patience; None: it leads."""
+    _patience: float = 0.0
+    _haste: float = 1.0
+    """By how much patience grew, since leading proved needless."""
     _allowance: float = 0.0
     """Bytes that may be asked for."""
     _allowed_at: float = 0.0
@@ -114,7 +135,12 @@ class Download:
 
     def receive(self, frame: ChunkFrame, now: float) -> list[DownloadEvent]:
         """Take a frame; return what it brought. Repeats and stray parts bring nothing."""
-        if not self.opened or frame.part != self.part:
+        self.heard_bytes += len(frame.payload)
+        if not self.opened:
+            return []
+        if frame.part != self.part:
+            if frame.part == "data":
+                self._follow(now)  # others are on their way
             return []
         if frame.number >= self.offer.part_chunks(frame.part):
             return [self._reject(frame, "number beyond the end", now)]
@@ -137,6 +163,8 @@ class Download:
         self.index = index
         self._asked.clear()
         self._progress(now)
+        if frame.crowded:
+            self._follow(now)
         return [IndexVerified(index)]
 
     def _data(self, frame: ChunkFrame, now: float) -> list[DownloadEvent]:
@@ -147,10 +175,27 @@ class Download:
             return [self._reject(frame, "payload does not match the index", now)]
         self._present[frame.number] = 1
         self._count += 1
-        self._asked.pop(frame.number, None)
+        unasked = self._asked.pop(frame.number, None) is None
+        if unasked and self.rate_bytes_s:
+            self._allowance -= len(frame.payload)
         self.received_bytes += len(frame.payload)
         self._progress(now)
+        if frame.crowded or unasked or self._follows_until is not None:
+            self._follow(now)
+        else:
+            self._haste = 1.0
         return [ChunkVerified(frame.number * self.offer.chunk_bytes, frame.payload)]
+
+    def _follow(self, now: float) -> None:
+        """Leave the asking to others for as long as something new comes of it."""
+        if self.own:
+            return
+        if self._follows_until is None:
+            self._draws += 1
+            least, most = PATIENCE_S
+            self._patience = self._haste * (least + (most - least) * draw(self.seed, self._draws))
+            self._haste = min(2 * self._haste, MOST_PATIENCE)
+        self._follows_until = now + self._patience
 
     def _progress(self, now: float) -> None:
         self.last_progress = now
@@ -191,6 +236,10 @@ class Download:
             self._lengthen_timeout()
         for number in overdue:
             del self._asked[number]
+        if self._follows_until is not None:
+            if now < self._follows_until:
+                return []
+            self._follows_until = None
         if len(self._asked) > self.window // 2 and not overdue:
             return []
         room = self.window - len(self._asked)
@@ -207,7 +256,7 @@ class Download:
         earned = (now - self._allowed_at) * self.rate_bytes_s
         self._allowance = min(self._allowance + earned, self._burst)
         self._allowed_at = now
-        return int(self._allowance / self.offer.chunk_bytes + ROUNDING)
+        return max(int(self._allowance / self.offer.chunk_bytes + ROUNDING), 0)
 
     def _next(self, room: int) -> list[int]:
         if self.part == "index":
@@ -224,7 +273,7 @@ class Download:
         numbers = sorted(numbers)
         while numbers:
             span = [n for n in numbers if n - numbers[0] < MAX_WINDOW_CHUNKS]
-            requests.append(FetchRequest.of(self.offer.index, self.part, span))
+            requests.append(FetchRequest.of(self.offer.index, self.part, span, self.own))
             numbers = numbers[len(span) :]
         for request in requests:
             for number in request.numbers():
@@ -233,9 +282,26 @@ class Download:
                     self._allowance -= self.offer.chunk_bytes
         return requests
 
+    @property
+    def overdrawn(self) -> bool:
+        """Whether frames that others asked for keep coming faster than the bandwidth cap."""
+        return self.rate_bytes_s > 0 and self._allowance < -OVERDRAWN_S * self._burst
+
+    @property
+    def window_bytes(self) -> int:
+        """What is under way at most at this device's own wish."""
+        return self.window * self.offer.chunk_bytes
+
+    def leave(self) -> None:
+        """Leave the shared topic: from now on the frames come on this device's own."""
+        self.own = True
+        self._allowance = max(self._allowance, 0.0)
+        self.forget_requests()
+
     def forget_requests(self) -> None:
         """Ask afresh, since the broker lost what was under way."""
         self._asked.clear()
+        self._follows_until = None
         self._timeout = FIRST_TIMEOUT_S
 
     def expected_until(self) -> float:
@@ -252,7 +318,7 @@ class Download:
         """Return when `requests_due` next has something to say, in monotonic seconds."""
         if not self.opened or self.complete:
             return None
-        return max(self._due(), self._quiet_until)
+        return max(self._due(), self._quiet_until, self._follows_until or 0.0)
 
     def _due(self) -> float:
         patience = [asked + self._timeout for asked in self._asked.values()]

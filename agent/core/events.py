@@ -52,6 +52,11 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportHeard:
+    """The broker acknowledged a report: all that it sent us before lies behind us."""
+
+
+@dataclass(frozen=True, slots=True)
 class FrameCame:
     """A chunk, unverified, of the transfer whose index has this digest."""
 
@@ -220,6 +225,7 @@ Event = (
     | Disconnected
     | DesiredCame
     | Refused
+    | ReportHeard
     | FrameCame
     | FrameBroken
     | AckCame

@@ -120,6 +120,8 @@ class Settings:
     """(model, version) of releases to keep once they served here."""
     quota_bytes: int = 0
     """What all artifacts together may take; 0: no quota."""
+    shared: bool = True
+    """Whether to listen to the frames that go to a whole wave."""
 
 
 Role = Literal["next", "serving", "challenger", "ending"]
@@ -167,6 +169,10 @@ class AgentState:
     """Index digests of deltas that did not become their file: those go another way."""
     finishing: str = ""
     """Digest of the file whose finished transfer is being decoded and moved into its slot."""
+    report_owed_at: float | None = None
+    """When the oldest report was published that the broker did not acknowledge, monotonic."""
+    report_owed_bytes: int = 0
+    """What the download had heard by then."""
     measured: bool = False
     """Free space was asked for in this preflight."""
     fetch_at: float = 0.0
@@ -210,6 +216,11 @@ class AgentState:
     resend_at: float | None = None
     resend_wait: float = 20.0
     twin_yields: int = 0
+
+    @property
+    def shared_wanted(self) -> bool:
+        """Whether the controller sends frames to whole waves."""
+        return self.journal.desired is None or self.journal.desired.shared
 
     def generation(self, role: Role) -> Generation | None:
         """Return the generation with this role; there is at most one, `ending` apart."""

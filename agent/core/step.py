@@ -37,6 +37,7 @@ from agent.core.events import (
     ImportsTaken,
     ManifestRead,
     Refused,
+    ReportHeard,
     ScoresCame,
     SpaceMeasured,
     StopAsked,
@@ -83,7 +84,9 @@ def _route(turn: Turn, event: Event) -> None:
         case Connected():
             _connected(turn)
         case Disconnected():
-            turn.state.online = False
+            _disconnected(turn)
+        case ReportHeard():
+            turn.state.report_owed_at = None
         case DesiredCame(desired):
             _desired(turn, desired)
         case Refused(text):
@@ -190,6 +193,14 @@ def _connected(turn: Turn) -> None:
     telemetry.on_connected(turn)
 
 
+def _disconnected(turn: Turn) -> None:
+    state = turn.state
+    if state.online and deploy.lags(turn, windows=0):
+        deploy.leave(turn)  # the broker threw us out for reading too slowly
+    state.online = False
+    state.report_owed_at = None
+
+
 def _desired(turn: Turn, desired: Desired) -> None:
     current = turn.state.journal.desired
     # Older ones and repeats are answered too: the report says which revision is followed.
@@ -289,6 +300,9 @@ def _publish(turn: Turn) -> None:
         _clock_speed(state, now)
         state.last_report = now
         state.reports += 1
+        if state.report_owed_at is None and state.download is not None:
+            state.report_owed_at = now
+            state.report_owed_bytes = state.download.heard_bytes
         turn.do(PublishReported(report(state)))
 
 

@@ -10,6 +10,7 @@ import random
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from agent.core.events import (
     FrameBroken,
     FrameCame,
     Refused,
+    ReportHeard,
     TwinSeen,
 )
 from wire import topics
@@ -78,7 +80,10 @@ class Link:
         self._resubscribe_s = resubscribe_s
         self._random = random.Random()  # noqa: S311 - spreads load, hides nothing
         self._lock = threading.Lock()
-        self._indexes: set[str] = set()
+        self._indexes: dict[str, bool] = {}
+        """Index digest -> whether its frames come on our own topic."""
+        self._report_mid: int | None = None
+        self._acked_mids: deque[int] = deque(maxlen=MAX_INFLIGHT)
         self._client: mqtt.Client | None = None
         self._subscribing = False
         self._granted = False
@@ -121,25 +126,40 @@ class Link:
             return False
         rule = RULES[topic.kind]
         text = topics.build(topic, self._broker.root)
-        return client.publish(text, body, rule.qos, rule.retain).rc == mqtt.MQTT_ERR_SUCCESS
+        sent = client.publish(text, body, rule.qos, rule.retain)
+        if topic.kind is Kind.REPORTED and self._report_mid is None:
+            self._report_mid = sent.mid
+        return sent.rc == mqtt.MQTT_ERR_SUCCESS
 
     def publish_online(self) -> bool:
         """Publish our retained status. False: not connected."""
         return self.publish(Topic(Kind.STATUS, self._device), self._status(online=True))
 
-    def listen(self, index: str) -> None:
-        """Receive the frames of this index, also after reconnecting, until `unlisten`."""
+    def listen(self, index: str, own: bool = False) -> None:
+        """Receive the frames of this index, also after reconnecting, until `unlisten`.
+
+        With `own`, those that are sent to us alone, and the others only as far as they are on
+        their way.
+        """
         with self._lock:
-            self._indexes.add(index)
+            before = self._indexes.get(index)
+            self._indexes[index] = own
             if self._client is not None and self._subscribing:
-                self._client.subscribe(topics.artifact_filter(index, self._broker.root), 0)
+                self._client.subscribe(self._filter(index, own), 0)
+                if before not in (None, own):
+                    self._client.unsubscribe(self._filter(index, not own))
 
     def unlisten(self, index: str) -> None:
         """Receive them no more."""
         with self._lock:
-            self._indexes.discard(index)
+            own = self._indexes.pop(index, False)
             if self._client is not None and self._subscribing:
-                self._client.unsubscribe(topics.artifact_filter(index, self._broker.root))
+                self._client.unsubscribe(self._filter(index, own))
+
+    def _filter(self, index: str, own: bool) -> str:
+        if own:
+            return topics.own_filter(self._device, index, self._broker.root)
+        return topics.artifact_filter(index, self._broker.root)
 
     def yield_for(self, seconds: float) -> None:
         """Leave the broker silently and return later: our id belongs to another agent.
@@ -186,12 +206,17 @@ class Link:
         # what an earlier connection left unacknowledged.
         client = self._new_client()
         self._reason = "the connection was lost"
+        self._report_mid = None
+        self._acked_mids.clear()
         client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s)
         deadline = time.monotonic() + HANDSHAKE_S
         self._client = client
         try:
             while client.loop(1.0) == mqtt.MQTT_ERR_SUCCESS:
                 now = time.monotonic()
+                if self._report_mid in self._acked_mids:
+                    self._report_mid = None
+                    self._post(ReportHeard())
                 if self._stopping or self._away_until > now:
                     client.disconnect()
                 elif not self._granted:
@@ -231,6 +256,7 @@ class Link:
         )
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
         client.on_message = self._on_message
         client.on_socket_open = _no_delay
         client.on_socket_close = _hear_out
@@ -242,7 +268,7 @@ class Link:
         root = self._broker.root
         with self._lock:
             filters = topics.device_filters(self._device, root)
-            filters += [topics.artifact_filter(each, root) for each in sorted(self._indexes)]
+            filters += [self._filter(*each) for each in sorted(self._indexes.items())]
             _, mid = client.subscribe([(text, 0) for text in filters])
             self._subscribing = True
         return mid
@@ -280,6 +306,12 @@ class Link:
             self._tell(f"connected to {self._broker.url}")
             self._post(Connected())
 
+    def _on_publish(
+        self, _client: mqtt.Client, _data: Any, mid: int, _code: Any, _properties: Any
+    ) -> None:
+        # Not posted from here: paho holds a lock that `publish` needs, and posting may wait.
+        self._acked_mids.append(mid)
+
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         try:
             topic = topics.parse(message.topic, self._broker.root)
@@ -301,7 +333,7 @@ class Link:
         """
         body = bytes(message.payload)
         if topic.kind in (Kind.INDEX, Kind.DATA):
-            return self._frame(topic, body)
+            return self._frame(topic.owner, topic.kind.value, body)
         if topic.owner != self._device or not body:
             return None
         match topic.kind:
@@ -311,6 +343,8 @@ class Link:
                 return DesiredCame(desired)
             case Kind.COMMAND if not message.retain:
                 return self._command(topic, body)
+            case Kind.OWN_INDEX | Kind.OWN_DATA:
+                return self._frame(topic.id, topic.kind.removeprefix("own_"), body)
             case Kind.ACK:
                 ack = decode(Ack, body)
                 self._check_device(ack.device)
@@ -319,20 +353,19 @@ class Link:
                 return self._own_status(decode(Status, body), retained=bool(message.retain))
         return None
 
-    def _frame(self, topic: Topic, body: bytes) -> Event | None:
+    def _frame(self, index: str, part: str, body: bytes) -> Event | None:
         """Return what came as a frame; whoever fetches counts what is none."""
         with self._lock:
-            wanted = topic.owner in self._indexes
+            wanted = index in self._indexes
         if not wanted:
             return None
         try:
             frame = ChunkFrame.decode(body)
         except DecodeError as error:
-            return FrameBroken(topic.owner, str(error))
-        if frame.part != topic.kind.value:
-            text = f"frame: expected part {topic.kind.value}, got {frame.part}"
-            return FrameBroken(topic.owner, text)
-        return FrameCame(topic.owner, frame)
+            return FrameBroken(index, str(error))
+        if frame.part != part:
+            return FrameBroken(index, f"frame: expected part {part}, got {frame.part}")
+        return FrameCame(index, frame)
 
     def _command(self, topic: Topic, body: bytes) -> Event:
         command = self._verifier.open(Command, body)

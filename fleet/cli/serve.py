@@ -77,6 +77,11 @@ class _Access:
     show_default=True,
     help="How much of a model one message carries; less where the broker or the line asks for it.",
 )
+@click.option(
+    "--per-device-topics",
+    is_flag=True,
+    help="Send every device its own copy, where the broker's policy allows no shared topic.",
+)
 @common
 @click.pass_obj
 def serve(
@@ -88,6 +93,7 @@ def serve(
     broker_port: int,
     broker_password_file: Path | None,
     chunk_bytes: int,
+    per_device_topics: bool,
 ) -> None:
     """Run the controller until SIGTERM or Ctrl-C."""
     log_to_stderr()
@@ -100,7 +106,9 @@ def serve(
     with ExitStack() as stack:
         stack.enter_context(_sole_owner(data))
         access = stack.enter_context(_broker(broker, data, broker_port, broker_password_file))
-        url = stack.enter_context(_controller(data, access, host, port, chunk_bytes))
+        url = stack.enter_context(
+            _controller(data, access, host, port, chunk_bytes, shared=not per_device_topics)
+        )
         view = ServeView(api=url, broker=access.url, data=str(data.absolute()))
         answer(session, view, _screen(view))
         _say_next(session, url)
@@ -180,7 +188,7 @@ def _foreign(text: str, password_file: Path | None) -> _Access:
 
 @contextmanager
 def _controller(
-    data: Path, access: _Access, host: str, port: int, chunk_bytes: int
+    data: Path, access: _Access, host: str, port: int, chunk_bytes: int, *, shared: bool
 ) -> Iterator[str]:
     """Run the controller and its API; give the API's URL."""
     from fleet.controller import Controller
@@ -189,7 +197,12 @@ def _controller(
 
     try:
         controller = Controller(
-            data, access.url, *access.controller, *access.device, chunk_bytes=chunk_bytes
+            data,
+            access.url,
+            *access.controller,
+            *access.device,
+            chunk_bytes=chunk_bytes,
+            shared=shared,
         )
     except Refusal as refusal:
         raise FleetError(refusal.error, refusal.next_step) from refusal

@@ -40,7 +40,9 @@ class Release:
 class Books:
     """Releases, devices, orders, rollouts and totals. Methods that refuse raise Refusal."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: bool = True) -> None:
+        """`shared`: frames go to whole waves."""
+        self._shared = shared
         self.census = Census()
         self.releases: dict[str, Release] = {}
         """By digest."""
@@ -181,6 +183,7 @@ class Books:
         return Desired(
             device=device,
             revision=known + 1,
+            shared=self._shared,
             releases=tuple(
                 DesiredRelease(
                     model=each.model,

@@ -1,36 +1,74 @@
 """Which chunks to publish next: one publish serves every device that wants the chunk.
 
-A chunk that many ask for is queued once. It is not published twice within ECHO_S: a request that
-came after its publish waits that long, since a device that asked too early to be subscribed still
-has to get it, while most of these requests cross the chunk on its way. A device that asks again
-for the same chunk within AGAIN_S is not heard; it will ask again, with its own backoff. What is
-sent for one device is limited to twice the transfer in any minute: lost frames and restarts are
-made good, an endless loop is not fed.
+A chunk that many ask for is queued once. Who asks within ECHO_S after its publish is not heard:
+most of these requests cross the chunk on its way, and a device that asked too early to be
+subscribed asks again, a little later than that. What is sent for one device is limited to twice
+the transfer in any minute: lost frames and restarts are made good, an endless loop is not fed.
+
+The first frames wait until the devices that may start together have all asked, or nobody new came
+for a while, so that they hear the whole of one stream. A device that left the shared topic has its
+chunks sent to it alone, in turns with the stream of the others.
 """
 
 import heapq
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from wire.codec import DecodeError
 from wire.transfer import MAX_WINDOW_CHUNKS, FetchRequest, FramePart, Offer
 
-ECHO_S = 0.25
-AGAIN_S = 0.5
+ECHO_S = 0.9
 BURST = MAX_WINDOW_CHUNKS
 """How many chunks `due` returns at most."""
 
 MAX_QUEUED = 65_536
 """Chunks that wait to be published; more are refused, and asked for again."""
 
-MAX_REMEMBERED = 262_144
-"""(device, chunk) pairs that are remembered for AGAIN_S."""
+GATHER_S = 0.3
+MAX_GATHER_S = 2.0
+"""A transfer that several may want waits until all have asked, or nobody new for GATHER_S."""
+
+LOOK_S = 0.05
+"""How often it is looked whether all have asked."""
+
+APART_S = 10.0
+"""Who comes after this much silence belongs to another wave."""
 
 _SLOT_S = 10.0
 _SLOTS = 6
 
-Chunk = tuple[str, FramePart, int]
-"""Index digest, part, number."""
+
+class Chunk(NamedTuple):
+    """What is published once; with `device`, on that device's own topic."""
+
+    artifact: str
+    """Digest of its index."""
+    part: FramePart
+    number: int
+    device: str = ""
+
+
+class Due(NamedTuple):
+    """A chunk to publish, and whether more than one device had asked for it."""
+
+    chunk: Chunk
+    crowded: bool
+
+
+@dataclass(slots=True)
+class _Wave:
+    """The devices that fetch one transfer at the same time."""
+
+    since: float
+    heard: float
+    """When one of them last asked for something."""
+    grew: float
+    """When the last one joined."""
+    gathered: bool = False
+    """Something was published: whoever joins now holds up nobody."""
+    devices: set[str] = field(default_factory=set)
 
 
 class Sender:
@@ -39,10 +77,13 @@ class Sender:
     def __init__(self) -> None:
         self._allowed: dict[str, Mapping[str, Offer]] = {}
         self._queues: OrderedDict[str, deque[Chunk]] = OrderedDict()
-        self._waiting: set[Chunk] = set()
+        self._waiting: dict[Chunk, str] = {}
+        """Chunk -> the one device that asked for it; "": several did."""
+        self._expected: Counter[str] = Counter()
+        """Index -> how many devices may ask for it."""
+        self._waves: dict[str, _Wave] = {}
         self._later: list[tuple[float, Chunk]] = []
         self._published: OrderedDict[Chunk, float] = OrderedDict()
-        self._asked: OrderedDict[tuple[str, Chunk], float] = OrderedDict()
         self._budgets: dict[tuple[str, str], _Budget] = {}
         self.refused = 0
         """Chunks asked for that will not be sent, since start."""
@@ -50,9 +91,14 @@ class Sender:
     def allow(self, device: str, offers: Iterable[Offer]) -> None:
         """Let `device` ask for these transfers, which its current Desired offers, and no other."""
         before = self._allowed.get(device, {})
-        self._allowed[device] = {offer.index: offer for offer in offers}
-        for index in before.keys() - self._allowed[device].keys():
+        after = self._allowed[device] = {offer.index: offer for offer in offers}
+        self._expected.update(after.keys() - before.keys())
+        for index in before.keys() - after.keys():
             self._budgets.pop((device, index), None)
+            self._expected[index] -= 1
+            if not self._expected[index]:
+                del self._expected[index]
+                self._waves.pop(index, None)
 
     def request(self, device: str, request: FetchRequest, now: float) -> str | None:
         """Queue what a device asks for; return why some of it is refused, or None."""
@@ -70,27 +116,33 @@ class Sender:
             self.refused += len(numbers)
             return f"expected at most {MAX_WINDOW_CHUNKS} of {end} chunks, got up to {numbers[-1]}"
         self._forget(now)
+        if not request.own:
+            self._join(device, offer, now)
         for number in numbers:
-            reason = self._want(device, offer, (request.index, request.part, number), now)
+            chunk = Chunk(request.index, request.part, number, device if request.own else "")
+            reason = self._want(device, offer, chunk, now)
             if reason is not None:
                 self.refused += 1
                 return reason
         return None
 
-    def due(self, now: float) -> list[Chunk]:
+    def due(self, now: float) -> list[Due]:
         """Return up to BURST chunks to publish now, in turns over the transfers."""
         while self._later and self._later[0][0] <= now:
-            self._enqueue(heapq.heappop(self._later)[1])
-        chunks: list[Chunk] = []
+            chunk = heapq.heappop(self._later)[1]
+            self._enqueue(chunk, self._gathered_at(chunk, now), now)
+        chunks: list[Due] = []
         while self._queues and len(chunks) < BURST:
             index, queue = self._queues.popitem(last=False)
             chunk = queue.popleft()
             if queue:
                 self._queues[index] = queue
-            self._waiting.discard(chunk)
+            crowded = not self._waiting.pop(chunk)
             self._published.pop(chunk, None)
             self._published[chunk] = now
-            chunks.append(chunk)
+            if not chunk.device and chunk.artifact in self._waves:
+                self._waves[chunk.artifact].gathered = True
+            chunks.append(Due(chunk, crowded))
         return chunks
 
     def next_due(self) -> float | None:
@@ -100,35 +152,51 @@ class Sender:
         return self._later[0][0] if self._later else None
 
     def _want(self, device: str, offer: Offer, chunk: Chunk, now: float) -> str | None:
-        if now - self._asked.get((device, chunk), -AGAIN_S) < AGAIN_S:
+        if chunk in self._waiting:
+            if self._waiting[chunk] != device:
+                self._waiting[chunk] = ""
             return None
-        if chunk not in self._waiting and len(self._waiting) >= MAX_QUEUED:
+        if now - self._published.get(chunk, -ECHO_S) < ECHO_S:
+            return None
+        if len(self._waiting) >= MAX_QUEUED:
             return f"{MAX_QUEUED} chunks wait already"
         budget = self._budgets.setdefault((device, offer.index), _Budget(offer))
-        if not budget.spend(offer.chunk_length(chunk[1], chunk[2]), now):
-            return f"{device} had {offer.index[:19]}... twice within a minute"
-        self._asked.pop((device, chunk), None)
-        self._asked[device, chunk] = now
-        if chunk not in self._waiting:
-            self._waiting.add(chunk)
-            published = self._published.get(chunk)
-            if published is None:
-                self._enqueue(chunk)
-            else:
-                heapq.heappush(self._later, (published + ECHO_S, chunk))
+        if not budget.spend(offer.chunk_length(chunk.part, chunk.number), now):
+            return f"{device} had {offer.transfer[:19]}... twice within a minute"
+        self._waiting[chunk] = device
+        self._enqueue(chunk, self._gathered_at(chunk, now), now)
         return None
 
-    def _enqueue(self, chunk: Chunk) -> None:
-        self._queues.setdefault(chunk[0], deque()).append(chunk)
+    def _enqueue(self, chunk: Chunk, at: float, now: float) -> None:
+        if at > now:
+            heapq.heappush(self._later, (at, chunk))
+        else:
+            self._queues.setdefault(chunk.artifact + chunk.device, deque()).append(chunk)
+
+    def _join(self, device: str, offer: Offer, now: float) -> None:
+        """Count a device among those that fetch this transfer just now."""
+        wave = self._waves.get(offer.index)
+        if wave is None or now - wave.heard > APART_S:
+            wave = self._waves[offer.index] = _Wave(now, now, now)
+        wave.heard = now
+        if device not in wave.devices:
+            wave.devices.add(device)
+            wave.grew = now
+
+    def _gathered_at(self, chunk: Chunk, now: float) -> float:
+        """Return when to look whether the devices that start together have all asked; 0: now."""
+        wave = self._waves.get(chunk.artifact)
+        if wave is None or wave.gathered or chunk.device:
+            return 0.0
+        if len(wave.devices) >= self._expected[chunk.artifact]:
+            return 0.0
+        until = min(wave.since + MAX_GATHER_S, wave.grew + GATHER_S)
+        return min(until, now + LOOK_S)
 
     def _forget(self, now: float) -> None:
-        """Drop what is too old to matter; both maps are in the order of time."""
+        """Drop what is too old to matter; the map is in the order of time."""
         while self._published and now - next(iter(self._published.values())) >= ECHO_S:
             self._published.popitem(last=False)
-        while self._asked and (
-            now - next(iter(self._asked.values())) >= AGAIN_S or len(self._asked) > MAX_REMEMBERED
-        ):
-            self._asked.popitem(last=False)
 
 
 class _Budget:

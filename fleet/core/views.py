@@ -45,6 +45,11 @@ class HealthView(View):
     broker_connected: bool
     devices: int
     devices_online: int
+    chunks_published: int = 0
+    """Since start, of all transfers; what several devices heard counts once."""
+    chunk_bytes_published: int = 0
+    chunks_refused: int = 0
+    """Asked for and not sent: not theirs, or too often."""
 
 
 class VariantView(View):

@@ -168,7 +168,7 @@ class Fleet:
     `broker` is one that runs already, or the kind that the controller shall embed.
     """
 
-    def __init__(self, home: Path, broker: Broker | str) -> None:
+    def __init__(self, home: Path, broker: Broker | str, *options: str) -> None:
         self.home = home
         self.broker = broker
         self.agents: list[Agent] = []
@@ -177,6 +177,7 @@ class Fleet:
         self.controller = Program(
             home / "controller.log", "fleet", "serve", "--data", str(home / "fleet"),
             "--listen", self.url.removeprefix("http://"), "--broker", named, "--broker-port", "0",
+            *options,
         )  # fmt: skip
         self.client = ControllerClient(self.url)
         try:

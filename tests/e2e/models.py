@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 MEBIBYTE = 1024 * 1024
 
 
-def write_big_model(path: Path, mebibytes: int, seed: int = 1) -> Path:
+def write_big_model(path: Path, mebibytes: float, seed: int = 1) -> Path:
     """Write a model that is big and cannot be compressed: it looks up rows of a table."""
-    table = np.frombuffer(random.Random(seed).randbytes(mebibytes * MEBIBYTE), np.uint8)
+    table = np.frombuffer(random.Random(seed).randbytes(int(mebibytes * MEBIBYTE)), np.uint8)
     _write(
         path,
         [helper.make_node("Gather", ["table", "row"], ["values"])],

@@ -100,7 +100,7 @@ def test_white_space_and_order_of_keys_do_not_matter():
 def test_another_implementation_can_check_a_seal_by_the_documented_rule():
     sealed = json.loads(ALICE.seal(DESIRED))
     message = b"farflung/1/Desired\n" + (
-        b'{"device":"cam-1","releases":[],"revision":7,"schema_version":1}'
+        b'{"device":"cam-1","releases":[],"revision":7,"schema_version":1,"shared":true}'
     )
 
     signature = base64.b64decode(sealed["signatures"][0]["sig"])

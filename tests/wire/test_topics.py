@@ -15,17 +15,24 @@ from wire.topics import (
     controller_filters,
     device_base,
     device_filters,
+    own_filter,
     parse,
 )
 
 DIGESTS = st.binary(max_size=8).map(digest_of)
 ARTIFACTS = st.builds(Topic, st.sampled_from([Kind.INDEX, Kind.DATA]), DIGESTS)
+OWN = st.builds(
+    lambda kind, device, index: Topic(kind, device, id=index),
+    st.sampled_from([Kind.OWN_INDEX, Kind.OWN_DATA]), IDS, DIGESTS,
+)  # fmt: skip
 ACTS = st.builds(Topic, st.sampled_from([Kind.COMMAND, Kind.RESULT]), IDS, IDS, IDS)
 STATES = st.builds(
-    Topic, st.sampled_from(sorted(set(Kind) - {Kind.INDEX, Kind.DATA, Kind.COMMAND, Kind.RESULT})),
+    Topic, st.sampled_from(sorted(set(Kind) - {
+        Kind.INDEX, Kind.DATA, Kind.OWN_INDEX, Kind.OWN_DATA, Kind.COMMAND, Kind.RESULT,
+    })),
     IDS,
 )  # fmt: skip
-TOPICS = ARTIFACTS | ACTS | STATES
+TOPICS = ARTIFACTS | OWN | ACTS | STATES
 ROOTS = st.sampled_from([ROOT, "f", "site-7"])
 
 
@@ -73,6 +80,13 @@ def test_the_controller_hears_all_that_devices_write_and_nothing_of_its_own(topi
 @given(ARTIFACTS, DIGESTS)
 def test_a_device_hears_the_transfer_it_asked_for_alone(topic, digest):
     assert topic_matches_sub(artifact_filter(digest), build(topic)) == (topic.owner == digest)
+
+
+@given(OWN | ARTIFACTS, IDS, DIGESTS)
+def test_a_device_hears_its_own_copy_of_a_transfer_and_no_other_devices(topic, device, digest):
+    heard = topic_matches_sub(own_filter(device, digest), build(topic))
+
+    assert heard == (topic.owner == device and topic.id == digest)
 
 
 def test_a_device_on_a_bucket_that_is_not_its_own_is_none_of_ours():

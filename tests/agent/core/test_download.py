@@ -1,10 +1,20 @@
 """The chunk receiver by itself, against a source that answers as the test says."""
 
 import itertools
+from collections import Counter
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agent.core.download import ChunkVerified, Download, FrameRejected, IndexVerified
+from agent.core.download import (
+    PATIENCE_S,
+    ChunkVerified,
+    Download,
+    FrameRejected,
+    IndexVerified,
+)
 from tests.agent.core.world import CHUNK, index_of, offer_of
 from wire.transfer import ChunkFrame
 
@@ -12,8 +22,8 @@ BODY = b"".join(bytes([n]) * CHUNK for n in range(100)) + b"tail"
 LAST = 100
 
 
-def frame(number: int) -> ChunkFrame:
-    return ChunkFrame("data", number, BODY[number * CHUNK : (number + 1) * CHUNK])
+def frame(number: int, *, crowded: bool = False) -> ChunkFrame:
+    return ChunkFrame("data", number, BODY[number * CHUNK : (number + 1) * CHUNK], crowded)
 
 
 def started(window: int = 16, rate_bytes_s: int = 0) -> Download:
@@ -257,3 +267,128 @@ def test_an_index_that_is_always_wrong_is_asked_for_less_and_less() -> None:
 
     assert rounds <= 16
     assert download.bad == rounds
+
+
+# ---- leading and following
+
+
+def test_a_device_follows_whoever_asks_for_what_it_needs() -> None:
+    download = started(window=8)
+    asked(download, 0.0)
+
+    for number in range(8):
+        download.receive(frame(number, crowded=True), 0.01)
+    silent = asked(download, 0.05)
+    for number in range(8, 40):
+        download.receive(frame(number), 0.05 + number / 100)
+
+    assert silent == []
+    assert asked(download, 0.45) == []
+
+
+def test_a_follower_takes_the_lead_when_nothing_new_comes() -> None:
+    download = started(window=8)
+    asked(download, 0.0)
+    for number in range(8):
+        download.receive(frame(number, crowded=True), 0.0)
+
+    due = download.next_due()
+
+    assert due is not None and PATIENCE_S[0] <= due <= PATIENCE_S[1]
+    assert asked(download, due - 0.01) == []
+    assert asked(download, due) == list(range(8, 16))
+
+
+def test_repeats_do_not_keep_a_follower_waiting() -> None:
+    download = started(window=8)
+    download.receive(frame(5), 0.0)
+
+    for tick in range(100):
+        download.receive(frame(5), tick / 100)
+        if asked(download, tick / 100):
+            break
+
+    assert tick / 100 <= PATIENCE_S[1] + 0.01
+
+
+def test_patience_does_not_run_out_at_the_same_time_everywhere() -> None:
+    ends = set()
+    for seed in ("a", "b", "c", "d"):
+        download = Download(offer_of(BODY), 8, seed)
+        download.open(index_of(BODY), frozenset(), 0.0)
+        download.receive(frame(50), 0.0)
+        ends.add(download.next_due())
+
+    assert len(ends) == 4
+
+
+def test_who_needs_the_index_hears_that_others_are_on_their_way() -> None:
+    download = Download(offer_of(BODY), 16, "seed")
+    download.open(b"", frozenset(), 0.0)
+    asked(download, 0.0)
+    index = index_of(BODY)
+
+    download.receive(frame(50), 0.01)
+    for n in range(download.offer.part_chunks("index")):
+        download.receive(ChunkFrame("index", n, index[n * CHUNK : (n + 1) * CHUNK]), 0.02)
+
+    assert asked(download, 0.03) == []
+    assert asked(download, 1.0) == list(range(16))
+
+
+def test_on_a_topic_of_its_own_it_follows_nobody() -> None:
+    download = started(window=4)
+    download.leave()
+
+    download.receive(frame(50), 0.0)
+    (request,) = download.requests_due(0.0)
+
+    assert request.own
+    assert request.numbers() == [0, 1, 2, 3]
+
+
+def test_frames_that_others_asked_for_count_against_the_bandwidth_cap() -> None:
+    download = started(window=8, rate_bytes_s=CHUNK)
+
+    for number in range(20, 22):
+        download.receive(frame(number), 0.0)
+    early = download.overdrawn
+    for number in range(22, 30):
+        download.receive(frame(number), 0.1)
+
+    assert not early
+    assert download.overdrawn
+    assert asked(download, 2.0) == []
+
+
+@given(st.integers(2, 12), st.integers(0, 2**32), st.floats(0, 1.5))
+def test_a_wave_costs_little_more_than_the_file(devices: int, seed: int, spread: float) -> None:
+    """Devices that start apart, over a network that takes a while, and a sender as the fleet's."""
+    random = Random(seed)
+    starts = [random.uniform(0, spread) for _ in range(devices)]
+    wave = [Download(offer_of(BODY), 16, f"dev-{n}") for n in range(devices)]
+    flying: list[tuple[float, int, ChunkFrame]] = []
+    published: Counter[int] = Counter()
+    last: dict[int, float] = {}
+    now = 0.0
+    while not all(download.complete for download in wave):
+        asked_for: dict[int, int] = {}
+        for download, start in zip(wave, starts, strict=True):
+            if now >= start and not download.opened:
+                download.open(index_of(BODY), frozenset(), now)
+            for number in asked(download, now):
+                asked_for[number] = asked_for.get(number, 0) + 1
+        for number, askers in sorted(asked_for.items()):
+            if now - last.get(number, -1.0) >= 0.9:
+                last[number] = now
+                published[number] += 1
+                sent = frame(number, crowded=askers > 1)
+                flying += [(now + random.uniform(0.001, 0.03), n, sent) for n in range(devices)]
+        for due, n, sent in [each for each in flying if each[0] <= now]:
+            wave[n].receive(sent, due)
+        flying = [each for each in flying if each[0] > now]
+        now += 0.01
+        assert now < 60
+
+    late = sum(start > 0.05 for start in starts)
+    assert published.total() <= 2 * (LAST + 1) + 16 * late

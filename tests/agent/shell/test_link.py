@@ -23,6 +23,7 @@ from agent.core.events import (
     FrameBroken,
     FrameCame,
     Refused,
+    ReportHeard,
     TwinSeen,
 )
 from agent.shell.link import Link
@@ -192,6 +193,38 @@ def test_orders_frames_and_acknowledgements_become_events(broker: Broker) -> Non
         peer.publish(Topic(Kind.DATA, TRANSFER), frame.encode())
 
         assert ear.all_within(0.5) == []
+
+
+def test_a_device_that_leaves_a_wave_hears_what_is_sent_to_it_alone(broker: Broker) -> None:
+    alone = Topic(Kind.OWN_DATA, DEVICE, id=TRANSFER)
+    frames = [ChunkFrame("data", number, b"bytes") for number in range(3)]
+    with peer_of(broker) as peer, linked(broker.url) as (link, ear):
+        ear.next(Connected)
+        link.listen(TRANSFER)
+        time.sleep(0.3)
+        peer.publish(alone, frames[0].encode())
+        peer.publish(Topic(Kind.DATA, TRANSFER), frames[1].encode())
+        together = ear.all_within(0.5)
+
+        link.listen(TRANSFER, own=True)
+        time.sleep(0.3)
+        peer.publish(alone, frames[2].encode())
+        peer.publish(Topic(Kind.DATA, TRANSFER), frames[1].encode())
+
+        assert together == [FrameCame(TRANSFER, frames[1])]
+        assert ear.all_within(0.5) == [FrameCame(TRANSFER, frames[2])]
+
+
+def test_the_broker_owes_a_report_until_it_acknowledged_it(broker: Broker) -> None:
+    with linked(broker.url) as (link, ear):
+        ear.next(Connected)
+
+        link.publish(Topic(Kind.FETCH, DEVICE), b"{}")
+        without = ear.all_within(0.5)
+        link.publish(Topic(Kind.REPORTED, DEVICE), b"{}")
+
+        assert without == []
+        assert ear.next(ReportHeard) == ReportHeard()
 
 
 def test_an_unreachable_broker_costs_one_log_line_and_is_joined_when_it_comes(

@@ -3,7 +3,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.core.sender import AGAIN_S, BURST, ECHO_S, Sender
+from fleet.core.sender import (
+    BURST,
+    ECHO_S,
+    GATHER_S,
+    LOOK_S,
+    MAX_GATHER_S,
+    Chunk,
+    Due,
+    Sender,
+)
 from tests.fleet.core.worlds import T0, offer_of
 from wire.transfer import FetchRequest, FramePart
 
@@ -18,44 +27,105 @@ def sender_for(*devices: str) -> Sender:
     return sender
 
 
-def wants(*numbers: int, part: FramePart = "data", index: str = FILE.index) -> FetchRequest:
-    return FetchRequest.of(index, part, numbers)
+def gathered(*devices: str) -> Sender:
+    """Return a sender to whose transfers all of the devices have come already."""
+    sender = sender_for(*devices)
+    for index in (FILE.index, OTHER.index):
+        for device in devices:
+            sender.request(device, wants(0, part="index", index=index), T0 - 5)
+    sender.due(T0 - 5 + LOOK_S)
+    return sender
 
 
-def test_a_chunk_that_many_want_is_published_once() -> None:
+def wants(
+    *numbers: int, part: FramePart = "data", index: str = FILE.index, own: bool = False
+) -> FetchRequest:
+    return FetchRequest.of(index, part, numbers, own)
+
+
+def numbers(sender: Sender, now: float) -> list[int]:
+    return [due.chunk.number for due in sender.due(now)]
+
+
+def test_a_chunk_that_many_want_is_published_once_and_marked() -> None:
     sender = sender_for("a", "b", "c")
 
+    sender.request("b", wants(2), T0)
     for device in "abc":
         assert sender.request(device, wants(0, 1), T0) is None
 
-    assert sender.due(T0) == [(FILE.index, "data", 0), (FILE.index, "data", 1)]
-    assert sender.due(T0) == []
+    chunks = [Chunk(FILE.index, "data", number) for number in range(3)]
+    due = sender.due(T0 + LOOK_S)
+    assert due == [Due(chunks[0], True), Due(chunks[1], True), Due(chunks[2], False)]
+    assert sender.due(T0 + LOOK_S) == []
     assert sender.next_due() is None
 
 
-def test_a_device_that_comes_after_the_publish_gets_the_chunk_a_little_later() -> None:
-    sender = sender_for("a", "b")
-    sender.request("a", wants(0), T0)
-    sender.due(T0)
-
-    sender.request("b", wants(0), T0 + 0.05)
-
-    assert sender.due(T0 + 0.05) == []
-    assert sender.next_due() == T0 + ECHO_S
-    assert sender.due(T0 + ECHO_S) == [(FILE.index, "data", 0)]
-
-
-def test_a_device_that_asks_again_at_once_is_heard_half_a_second_later() -> None:
+def test_a_request_that_crosses_the_chunk_on_its_way_is_not_followed() -> None:
     sender = sender_for("a")
     sender.request("a", wants(0), T0)
     sender.due(T0)
 
-    sender.request("a", wants(0), T0 + AGAIN_S - 0.01)
-    too_soon = sender.due(T0 + AGAIN_S - 0.01)
-    sender.request("a", wants(0), T0 + AGAIN_S)
+    sender.request("a", wants(0), T0 + ECHO_S - 0.01)
+    too_soon = sender.due(T0 + ECHO_S - 0.01)
+    sender.request("a", wants(0), T0 + ECHO_S)
 
     assert too_soon == []
-    assert sender.due(T0 + AGAIN_S) == [(FILE.index, "data", 0)]
+    assert numbers(sender, T0 + ECHO_S) == [0]
+
+
+def test_a_wave_begins_when_all_have_asked() -> None:
+    sender = sender_for("a", "b")
+
+    sender.request("a", wants(0), T0)
+    early = sender.due(T0 + 0.2)
+    sender.request("b", wants(0), T0 + 0.21)
+
+    assert early == []
+    assert sender.due(T0 + 0.3) == [Due(Chunk(FILE.index, "data", 0), True)]
+
+
+def test_a_wave_does_not_wait_for_those_who_stay_away() -> None:
+    sender = sender_for("a", "b")
+
+    sender.request("a", wants(0), T0)
+    waited = [at / 100 for at in range(100) if not sender.due(T0 + at / 100)]
+
+    assert len(waited) == 99
+    assert sender.next_due() is None
+
+
+def test_a_trickle_of_newcomers_holds_a_wave_up_for_a_bounded_time() -> None:
+    devices = [f"dev-{number}" for number in range(100)]
+    sender = sender_for(*devices)
+
+    begun = []
+    for place, device in enumerate(devices[:-1]):
+        sender.request(device, wants(0), T0 + 0.1 * place)
+        begun += [T0 + 0.1 * place] * len(sender.due(T0 + 0.1 * place))
+
+    assert begun[0] - T0 <= MAX_GATHER_S + 0.1
+
+
+def test_who_joins_late_does_not_hold_up_the_others() -> None:
+    sender = sender_for("a", "b", "c")
+    sender.request("a", wants(0), T0)
+    sender.due(T0 + GATHER_S)
+
+    sender.request("b", wants(0), T0 + GATHER_S + 0.1)
+    sender.request("a", wants(1), T0 + GATHER_S + 0.1)
+
+    assert numbers(sender, T0 + GATHER_S + 0.1) == [1]
+
+
+def test_a_device_that_left_the_shared_topic_is_served_alone_and_in_turns() -> None:
+    sender = gathered("a", "b")
+    sender.request("a", wants(*range(4)), T0)
+    sender.request("b", wants(0, 1, own=True), T0)
+
+    due = [(due.chunk.device, due.chunk.number) for due in sender.due(T0)]
+
+    assert due == [("", 0), ("b", 0), ("", 1), ("b", 1), ("", 2), ("", 3)]
 
 
 def test_what_a_device_should_not_run_is_refused() -> None:
@@ -86,7 +156,7 @@ def test_transfers_take_turns() -> None:
 
     first = sender.due(T0)[:4]
 
-    assert [chunk[0] for chunk in first] == [FILE.index, OTHER.index] * 2
+    assert [due.chunk.artifact for due in first] == [FILE.index, OTHER.index] * 2
 
 
 def test_a_call_returns_a_burst_at_most() -> None:
@@ -102,11 +172,11 @@ def test_a_call_returns_a_burst_at_most() -> None:
 def pull(sender: Sender, device: str, start: float, seconds: float) -> int:
     """Ask for the whole file over and over; return the bytes sent."""
     sent = 0
-    for tick in range(int(seconds / 0.6)):
-        now = start + tick * 0.6
+    for tick in range(int(seconds)):
+        now = start + tick
         for first in range(0, FILE.chunks, 64):
-            numbers = range(first, min(first + 64, FILE.chunks))
-            sender.request(device, wants(*numbers), now)
+            window = range(first, min(first + 64, FILE.chunks))
+            sender.request(device, wants(*window), now)
         while chunks := sender.due(now):
             sent += len(chunks) * FILE.chunk_bytes
     return sent
@@ -139,27 +209,27 @@ def test_a_device_that_is_restarted_for_ever_can_still_finish() -> None:
         max_size=60,
     )
 )
-def test_every_first_request_is_followed_by_a_publish(
+def test_every_request_is_followed_by_a_publish_unless_one_was_just_before(
     asks: list[tuple[str, int, float, bool]],
 ) -> None:
     sender = sender_for("a", "b", "c")
     now = T0
-    first_asked: dict[tuple[str, int], float] = {}
+    asked: list[tuple[int, float]] = []
     published: dict[int, list[float]] = {}
 
     def publish(at: float) -> None:
-        for _, _, number in sender.due(at):
+        for number in numbers(sender, at):
             assert all(at - before >= ECHO_S - 1e-6 for before in published.get(number, []))
             published.setdefault(number, []).append(at)
 
     for device, number, pause, turn in asks:
         now += pause
         sender.request(device, wants(number), now)
-        first_asked.setdefault((device, number), now)
+        asked.append((number, now))
         if turn:
             publish(now)
     publish(now)
-    publish(now + ECHO_S)
+    publish(now + MAX_GATHER_S)
 
-    for (_, number), at in first_asked.items():
-        assert any(moment >= at for moment in published[number])
+    for number, at in asked:
+        assert any(moment > at - ECHO_S for moment in published[number])

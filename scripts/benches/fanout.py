@@ -1,0 +1,252 @@
+"""One publish serves a wave: many devices against one, against topics of their own, and a laggard.
+
+The sender is the product's own: `fleet serve` with its store and a real broker. The devices are
+lean ones, many to a process (see `_lean_device`): the agent's core and link without disk and
+engine. The sender's CPU is that of the controller's process, less what the same rollout of a tiny
+model costs it: signing, reports and the store are not sending.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
+
+from scripts.benches._common import Bar, CannotMeasureError, Result, main, note, ratios
+from tests.brokers import Broker, start_mosquitto, start_nats
+from tests.e2e.harness import Fleet
+from tests.e2e.models import MEBIBYTE, write_big_model
+
+BARS = [
+    Bar("sender_cpu_to_one", at_most=2),
+    Bar("sender_cpu_to_per_device", at_most=0.5),
+    Bar("published_bytes_ratio", at_most=1.05),
+    Bar("others_slowdown", at_most=1.2),
+    Bar("completed", at_least=1.0),
+]
+SLOW_BYTES_S = 500_000
+PROCESSES = 2
+LIMIT_S = 240.0
+TINY = 1 / 256
+STARTS: dict[str, Callable[[Path], Broker]] = {"mosquitto": start_mosquitto, "nats": start_nats}
+
+
+def measure(quick: bool) -> Result:
+    """Measure what a wave costs the sender, and how little a slow reader costs the others."""
+    result = Result()
+    with tempfile.TemporaryDirectory(prefix="bench-fanout-") as work:
+        _wave(Path(work), result, rounds=3 if quick else 5, devices=25 if quick else 50,
+              mebibytes=10)  # fmt: skip
+        _laggard(Path(work), result, rounds=1 if quick else 2, devices=6 if quick else 50,
+                 mebibytes=16 if quick else 200)  # fmt: skip
+    return result
+
+
+def _wave(work: Path, result: Result, *, rounds: int, devices: int, mebibytes: int) -> None:
+    cost: dict[str, list[float]] = {"one": [], "wave": [], "per_device": []}
+    published: list[float] = []
+    with ExitStack() as stack:
+        shared = stack.enter_context(Site(work / "shared", "mosquitto", devices))
+        own = stack.enter_context(Site(work / "own", "mosquitto", devices, shared=False))
+        for number in range(rounds):
+            one = shared.cost(mebibytes, to=1)
+            wave = shared.cost(mebibytes)
+            per_device = own.cost(mebibytes)
+            for name, run in zip(cost, (one, wave, per_device), strict=True):
+                cost[name].append(run.cpu_s)
+            published.append(wave.published / (mebibytes * MEBIBYTE))
+            note(f"{number + 1}/{rounds}: sender's CPU for one {one.cpu_s:.3f} s, for {devices} "
+                 f"{wave.cpu_s:.3f} s, on own topics {per_device.cpu_s:.3f} s; "
+                 f"published {published[-1]:.3f} x")  # fmt: skip
+        completed = min(shared.completed, own.completed)
+    result.figures |= {
+        "devices": devices,
+        "sender_cpu_to_one": ratios(cost["wave"], cost["one"]),
+        "sender_cpu_to_per_device": ratios(cost["wave"], cost["per_device"]),
+        "published_bytes_ratio": median(published),
+        "completed": completed,
+    }
+    result.runs |= {f"{name}_cpu_s": values for name, values in cost.items()}
+    result.runs["published_bytes_ratio"] = published
+
+
+def _laggard(work: Path, result: Result, *, rounds: int, devices: int, mebibytes: int) -> None:
+    worst = 0.0
+    for kind in STARTS:
+        alone, slowed = [], []
+        for number in range(rounds):
+            for times, slow in ((alone, False), (slowed, True)):
+                home = work / f"{kind}-{number}-{slow}"
+                with Site(home, kind, devices - 1, slow=slow) as site:
+                    times.append(site.rollout(mebibytes).seconds)
+                    result.figures["completed"] = min(result.figures["completed"], site.completed)
+        ratio = ratios(slowed, alone)
+        note(f"{kind}: {devices - 1} devices took {alone} s, with a slow one {slowed} s")
+        result.figures[f"others_slowdown_{kind}"] = ratio
+        result.runs |= {f"{kind}_alone_s": alone, f"{kind}_with_slow_s": slowed}
+        worst = max(worst, ratio)
+    result.figures["others_slowdown"] = worst
+
+
+class Run:
+    """One rollout of a model to lean devices."""
+
+    def __init__(self, seconds: float, cpu_s: float, published: int) -> None:
+        self.seconds = seconds
+        """Until the last device had it."""
+        self.cpu_s = cpu_s
+        """Of the controller."""
+        self.published = published
+        """Payload bytes."""
+
+
+class Site:
+    """A broker, a controller and lean devices; with `slow`, one more behind a slow line."""
+
+    def __init__(
+        self, home: Path, kind: str, devices: int, *, shared: bool = True, slow: bool = False
+    ) -> None:
+        home.mkdir()
+        self._home = home
+        self._kind = kind
+        self._shared = shared
+        self._slow = slow
+        self._ids = [f"dev-{number}" for number in range(devices)]
+        self._version = 0
+        self._arrived: dict[int, dict[str, float]] = {}
+        self._stack = ExitStack()
+        self.completed = 1.0
+
+    def __enter__(self) -> "Site":
+        options = [] if self._shared else ["--per-device-topics"]
+        broker = STARTS[self._kind](self._home)
+        self._fleet = self._stack.enter_context(Fleet(self._home, broker, *options))
+        try:
+            for part in range(PROCESSES):
+                self._stack.enter_context(self._devices(broker.url, self._ids[part::PROCESSES]))
+            if self._slow:
+                url = self._stack.enter_context(_slow_line(broker.url))
+                self._stack.enter_context(self._devices(url, ["slow"]))
+            self._await_online()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def cost(self, mebibytes: int, to: int | None = None) -> Run:
+        """Return what a rollout of so much (to the first `to` devices) costs, less a tiny one."""
+        tiny = self.rollout(TINY, to)
+        run = self.rollout(mebibytes, to)
+        return Run(run.seconds, run.cpu_s - tiny.cpu_s, run.published)
+
+    def rollout(self, mebibytes: float, to: int | None = None) -> Run:
+        """Bring a new model to the devices (the first `to` of them), the slow one included."""
+        self._version += 1
+        file = write_big_model(self._home / "big.onnx", mebibytes, self._version)
+        release = self._fleet.push(file, "--version", str(self._version))
+        waited = self._ids[:to]
+        pid, before = self._fleet.controller.pid, self._fleet.client.health()
+        cpu, began = _cpu_s(pid), time.time()
+        self._fleet.start_rollout(release, "all" if to is None else "device=dev-0")
+        arrived = self._arrived.setdefault(self._version, {})
+        while not set(waited) <= arrived.keys() and time.time() - began < LIMIT_S:
+            time.sleep(0.02)
+        after = self._fleet.client.health()
+        self.completed = min(self.completed, len(arrived.keys() & set(waited)) / len(waited))
+        took = max(arrived.get(id, time.time()) for id in waited) - began
+        published = after.chunk_bytes_published - before.chunk_bytes_published
+        return Run(took, _cpu_s(pid) - cpu, published)
+
+    def _await_online(self) -> None:
+        wanted = len(self._ids) + self._slow
+        for _ in range(600):
+            if self._fleet.client.health().devices_online >= wanted:
+                return
+            time.sleep(0.1)
+        raise CannotMeasureError(f"expected {wanted} devices online within 60 s")
+
+    @contextmanager
+    def _devices(self, url: str, ids: list[str]) -> Iterator[None]:
+        config = tomllib.loads(self._fleet.client.device_config(ids[0]))
+        login = config["broker"]
+        command = [sys.executable, "-m", "scripts.benches._lean_device", url,
+                   login.get("username", ""), *config["controller"]["public_keys"], *ids]  # fmt: skip
+        environ = os.environ | {"BENCH_PASSWORD": login.get("password", "")}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environ)
+        reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
+        reader.start()
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+            reader.join(5)
+
+    def _read(self, lines: Any) -> None:
+        for line in lines:
+            said = json.loads(line)
+            self._arrived.setdefault(said["version"], {})[said["device"]] = said["at"]
+
+
+def _cpu_s(pid: int) -> float:
+    """Return the CPU time of all threads of a process, to the nanosecond."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # a thread that ended meanwhile
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+@contextmanager
+def _slow_line(url: str) -> Iterator[str]:
+    """A line to the broker that carries SLOW_BYTES_S towards the device, with small buffers."""
+    address = urlsplit(url)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    ended = threading.Event()
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                device, _ = listener.accept()
+                broker = socket.socket()
+                broker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+                broker.connect((address.hostname, address.port))
+                device.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+                for pair, pace in (((broker, device), SLOW_BYTES_S), ((device, broker), 0)):
+                    threading.Thread(target=_carry, args=(*pair, pace, ended), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"mqtt://127.0.0.1:{port}"
+    finally:
+        ended.set()
+        listener.close()
+
+
+def _carry(source: socket.socket, target: socket.socket, pace: int, ended: threading.Event) -> None:
+    with suppress(OSError):
+        while data := source.recv(8192):
+            target.sendall(data)
+            if pace and ended.wait(len(data) / pace):
+                break
+    for each in (source, target):
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+
+
+if __name__ == "__main__":
+    sys.exit(main("fanout", BARS, measure))
