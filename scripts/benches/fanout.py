@@ -8,7 +8,6 @@ model costs it: signing, reports and the store are not sending.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.parse import urlsplit
 
 from scripts.benches._common import Bar, CannotMeasureError, Result, main, note, ratios
+from scripts.benches._lines import line_to
 from tests.brokers import Broker, start_mosquitto, start_nats
 from tests.e2e.harness import Fleet
 from tests.e2e.models import MEBIBYTE, write_big_model
@@ -53,30 +52,33 @@ def measure(quick: bool) -> Result:
 
 
 def _wave(work: Path, result: Result, *, rounds: int, devices: int, mebibytes: int) -> None:
-    cost: dict[str, list[float]] = {"one": [], "wave": [], "per_device": []}
-    published: list[float] = []
+    runs: dict[str, list[Run]] = {}
     with ExitStack() as stack:
         shared = stack.enter_context(Site(work / "shared", "mosquitto", devices))
         own = stack.enter_context(Site(work / "own", "mosquitto", devices, shared=False))
+        sites = {"one": (shared, 1), "wave": (shared, None), "per_device": (own, None)}
         for number in range(rounds):
-            one = shared.cost(mebibytes, to=1)
-            wave = shared.cost(mebibytes)
-            per_device = own.cost(mebibytes)
-            for name, run in zip(cost, (one, wave, per_device), strict=True):
-                cost[name].append(run.cpu_s)
-            published.append(wave.published / (mebibytes * MEBIBYTE))
-            note(f"{number + 1}/{rounds}: sender's CPU for one {one.cpu_s:.3f} s, for {devices} "
-                 f"{wave.cpu_s:.3f} s, on own topics {per_device.cpu_s:.3f} s; "
-                 f"published {published[-1]:.3f} x")  # fmt: skip
+            for name, (site, to) in sites.items():
+                runs.setdefault(f"{name}_tiny", []).append(site.rollout(TINY, to))
+                runs.setdefault(name, []).append(site.rollout(mebibytes, to))
+            spent = ", ".join(f"{name} {each[-1].cpu_s:.3f} s" for name, each in runs.items())
+            note(f"{number + 1}/{rounds}: controller's CPU: {spent}")
         completed = min(shared.completed, own.completed)
+    cost = {
+        name: [
+            run.cpu_s - median(each.cpu_s for each in runs[f"{name}_tiny"]) for run in runs[name]
+        ]
+        for name in sites
+    }
+    published = [run.published / (mebibytes * MEBIBYTE) for run in runs["wave"]]
     result.figures |= {
         "devices": devices,
-        "sender_cpu_to_one": ratios(cost["wave"], cost["one"]),
+        "sender_cpu_to_one": median(cost["wave"]) / median(cost["one"]),
         "sender_cpu_to_per_device": ratios(cost["wave"], cost["per_device"]),
         "published_bytes_ratio": median(published),
         "completed": completed,
     }
-    result.runs |= {f"{name}_cpu_s": values for name, values in cost.items()}
+    result.runs |= {f"{name}_cpu_s": [run.cpu_s for run in each] for name, each in runs.items()}
     result.runs["published_bytes_ratio"] = published
 
 
@@ -135,8 +137,8 @@ class Site:
             for part in range(PROCESSES):
                 self._stack.enter_context(self._devices(broker.url, self._ids[part::PROCESSES]))
             if self._slow:
-                url = self._stack.enter_context(_slow_line(broker.url))
-                self._stack.enter_context(self._devices(url, ["slow"]))
+                line = self._stack.enter_context(line_to(broker.url, SLOW_BYTES_S))
+                self._stack.enter_context(self._devices(line.url, ["slow"]))
             self._await_online()
         except BaseException:
             self._stack.close()
@@ -145,12 +147,6 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    def cost(self, mebibytes: int, to: int | None = None) -> Run:
-        """Return what a rollout of so much (to the first `to` devices) costs, less a tiny one."""
-        tiny = self.rollout(TINY, to)
-        run = self.rollout(mebibytes, to)
-        return Run(run.seconds, run.cpu_s - tiny.cpu_s, run.published)
 
     def rollout(self, mebibytes: float, to: int | None = None) -> Run:
         """Bring a new model to the devices (the first `to` of them), the slow one included."""
@@ -182,8 +178,8 @@ class Site:
     def _devices(self, url: str, ids: list[str]) -> Iterator[None]:
         config = tomllib.loads(self._fleet.client.device_config(ids[0]))
         login = config["broker"]
-        command = [sys.executable, "-m", "scripts.benches._lean_device", url,
-                   login.get("username", ""), *config["controller"]["public_keys"], *ids]  # fmt: skip
+        keys, user = config["controller"]["public_keys"], login.get("username", "")
+        command = [sys.executable, "-m", "scripts.benches._lean_device", url, user, keys[0], *ids]
         environ = os.environ | {"BENCH_PASSWORD": login.get("password", "")}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environ)
         reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
@@ -208,44 +204,6 @@ def _cpu_s(pid: int) -> float:
         with suppress(OSError):  # a thread that ended meanwhile
             total += int((task / "schedstat").read_text().split()[0])
     return total / 1e9
-
-
-@contextmanager
-def _slow_line(url: str) -> Iterator[str]:
-    """A line to the broker that carries SLOW_BYTES_S towards the device, with small buffers."""
-    address = urlsplit(url)
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    ended = threading.Event()
-
-    def serve() -> None:
-        with suppress(OSError):
-            while True:
-                device, _ = listener.accept()
-                broker = socket.socket()
-                broker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-                broker.connect((address.hostname, address.port))
-                device.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-                for pair, pace in (((broker, device), SLOW_BYTES_S), ((device, broker), 0)):
-                    threading.Thread(target=_carry, args=(*pair, pace, ended), daemon=True).start()
-
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield f"mqtt://127.0.0.1:{port}"
-    finally:
-        ended.set()
-        listener.close()
-
-
-def _carry(source: socket.socket, target: socket.socket, pace: int, ended: threading.Event) -> None:
-    with suppress(OSError):
-        while data := source.recv(8192):
-            target.sendall(data)
-            if pace and ended.wait(len(data) / pace):
-                break
-    for each in (source, target):
-        with suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
 
 
 if __name__ == "__main__":

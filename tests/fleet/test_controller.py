@@ -18,6 +18,7 @@ from agent.config import load_config
 from agent.shell.bundle import read_seal, unpack
 from fleet.controller import Controller
 from fleet.core.port import ControllerPort
+from fleet.core.sender import ECHO_S
 from fleet.core.views import Refusal, RolloutRequest, RolloutStatus, RolloutView
 from fleet.shell.store import Item, Store
 from tests.brokers import Broker, start_mosquitto, start_nats
@@ -477,7 +478,7 @@ def test_chunks_are_served_only_for_what_a_device_should_run(world: World) -> No
     stranger._client.subscribe(f"farflung/a/{offer.index[7:]}/+", 0)
     stranger.ask(FetchRequest.of(offer.index, "data", [0]))
     device.ask(FetchRequest.of(offer.index, "data", [10_000]))
-    time.sleep(0.7)
+    time.sleep(ECHO_S + 0.1)
     refused = stranger.frames
     device.ask(FetchRequest.of(offer.index, "data", [0]))
 
