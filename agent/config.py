@@ -198,6 +198,8 @@ class TransferConfig(_Table):
     """Times of the day, such as "01:00-05:00", when they may be fetched; none: at any time."""
     timezone: Annotated[str, AfterValidator(_timezone)] = ""
     """Of the windows, such as "Europe/Berlin"; empty: the system's."""
+    source_ca_file: Path | None = None
+    """PEM certificates to trust for https sources instead of the system's."""
     reserve_mb: Annotated[int, Field(ge=0)] = 16
     """Free space on the disk that artifacts never touch."""
 
@@ -289,6 +291,10 @@ def _fill_in(path: Path, values: dict[str, Any], environ: Mapping[str, str]) -> 
         if api.get("unix") == "":
             del api["unix"]
         _anchor(api, "unix", base)
+
+    transfer = values.get("transfer")
+    if isinstance(transfer, dict):
+        _anchor(transfer, "source_ca_file", base)
 
     broker = values.get("broker")
     if isinstance(broker, dict):

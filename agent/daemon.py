@@ -26,6 +26,7 @@ from agent.shell.notify import Notifier
 from agent.shell.outbox import Outbox
 from agent.shell.probe import Probe, capabilities
 from agent.shell.slots import Slots
+from agent.shell.source import Source
 from wire import VERSION
 from wire.codec import encode
 from wire.seal import Verifier
@@ -63,6 +64,7 @@ class Daemon:
         self._notifier = Notifier()
         self._clock = Clock(config.transfer.timezone)
         self._slots = Slots(config.data_dir, config.transfer.reserve_bytes, self._post)
+        self._source = Source(config.transfer.source_ca_file, self._post)
         self._imports = Imports(config.data_dir, verifier, config.device)
         self._look_asked = False
         self._outbox = Outbox(config.data_dir / "outbox", config.telemetry.outbox_bytes)
@@ -116,6 +118,7 @@ class Daemon:
                 self._notifier.alive()
         finally:
             self._engines.stop_all(2.0)
+            self._source.close()
             self._link.stop()
             self._outbox.close()
             self._slots.close()
@@ -223,6 +226,10 @@ class Daemon:
                 self._slots.close_transfer(transfer)
             case do.ReadManifest(digest):
                 self._slots.read_manifest(digest)
+            case do.FetchRange(url, offer, first, count):
+                self._source.fetch(url, offer, first, count)
+            case do.CancelRange():
+                self._source.cancel()
             case do.CollectGarbage(files, transfers, heard):
                 self._slots.collect_garbage(files, transfers, heard)
             case do.TakeImports():

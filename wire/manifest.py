@@ -1,8 +1,9 @@
 """A release: what it is for, the variants it comes in, and what it was measured to be."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from wire.codec import Document, Part, encode
 from wire.ids import Digest, ModelName, PlainName, ReleaseRef, Version, digest_of
@@ -19,6 +20,29 @@ Datatype = Literal[
 ]  # fmt: skip
 Format = Literal["onnx", "tflite"]
 Size = Annotated[int, Field(ge=0, le=2**43)]
+
+
+def check_source(value: str) -> str:
+    """Return `value` when it is the address of a place that serves transfers by digest.
+
+    Raises:
+        ValueError: not https (http: this machine alone), or without `{digest}` in its path.
+    """
+    parts = urlsplit(value)
+    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
+    if parts.scheme != "https" and not (parts.scheme == "http" and local):
+        raise ValueError(f"expected https://HOST/PATH/{{digest}}, got {value[:80]!r}")
+    if not parts.hostname or "@" in parts.netloc or parts.fragment or parts.port == 0:
+        raise ValueError(f"expected a host and no user or fragment, got {value[:80]!r}")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError(f"expected a URL of plain characters, got {value[:80]!r}")
+    rest = value.replace("{digest}", "")
+    if parts.path.count("{digest}") != 1 or value.count("{digest}") != 1 or "{" in rest:
+        raise ValueError(f"expected {{digest}} once, in the path, got {value[:80]!r}")
+    return value
+
+
+SourceUrl = Annotated[str, Field(max_length=300), AfterValidator(check_source)]
 
 
 class Quantization(Part):
@@ -122,6 +146,8 @@ class Manifest(Document):
     files: Annotated[tuple[File, ...], Field(max_length=16)] = ()
     baseline: Baseline | None = None
     metrics: dict[str, float] = {}
+    sources: Annotated[tuple[SourceUrl, ...], Field(max_length=4)] | None = None
+    """Where transfers can be had by ranges beside the broker, the best first."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Manifest":

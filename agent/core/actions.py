@@ -103,6 +103,21 @@ class Unlisten:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchRange:
+    """Ask the source at `url` for chunks; answers come as SourceFrame or SourceFailed."""
+
+    url: str
+    offer: Offer
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRange:
+    """Let go of the range that is being fetched."""
+
+
+@dataclass(frozen=True, slots=True)
 class WriteIndex:
     """Keep a verified index beside its partial. Answer TransferFailed if the disk refuses."""
 
@@ -266,6 +281,8 @@ Action = (
     | OpenTransfer
     | Listen
     | Unlisten
+    | FetchRange
+    | CancelRange
     | WriteIndex
     | WriteChunk
     | FinishTransfer

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from agent.control import Tally
-from agent.core import imports, serve
+from agent.core import imports, serve, source
 from agent.core.actions import (
     AskScores,
     CloseTransfer,
@@ -319,7 +319,8 @@ def next_fetch(state: AgentState, now: Instant) -> float:
     if state.finishing or deployment is None:
         return math.inf
     if not state.waiting:
-        due = download.next_due() if download is not None and state.online else None
+        reachable = download is not None and (state.online or download.source)
+        due = download.next_due() if download is not None and reachable else None
         return math.inf if due is None else due
     release = state.journal.wanted().get(deployment.model)
     if release is None:
@@ -357,6 +358,8 @@ def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: 
     if download.complete:
         state.finishing = download.offer.file
         turn.do(Unlisten(download.offer.index), FinishTransfer(download.offer))
+        return
+    if source.ask(turn, download, state.manifests.get(deployment.manifest)):
         return
     if not state.online:
         return  # patience: no deadline runs while there is nobody to ask
@@ -424,6 +427,28 @@ def on_frame(turn: Turn, index: str, frame: ChunkFrame) -> None:
                 turn.do(WriteChunk(transfer, offset, payload))
             case FrameRejected(text):
                 _count_bad(turn, download, text)
+
+
+def on_source_frame(turn: Turn, url: str, index: str, frame: ChunkFrame) -> None:
+    """Give a frame to the download it is for; a source that lies is asked no more for a while."""
+    download = turn.state.download
+    if download is None or download.offer.index != index:
+        return
+    bad = download.bad
+    on_frame(turn, index, frame)
+    if download.source != url:
+        return
+    if download.bad > bad:
+        source.give_up(turn, download, "sent wrong bytes")
+    else:
+        source.works(turn, download)
+
+
+def on_source_failed(turn: Turn, url: str, detail: str) -> None:
+    """Turn to the broker."""
+    download = turn.state.download
+    if download is not None and download.source == url:
+        source.give_up(turn, download, detail)
 
 
 def on_broken(turn: Turn, index: str, text: str) -> None:
@@ -671,6 +696,7 @@ def drop_download(turn: Turn) -> None:
     """Stop the transfer under way; what is on disk stays for as long as it may be wanted."""
     download = turn.state.download
     if download is not None:
+        source.drop(turn, download)
         turn.do(Unlisten(download.offer.index), CloseTransfer(download.offer.transfer))
         turn.state.download = None
         turn.state.finishing = ""

@@ -10,6 +10,7 @@ another one on each device. So a leader that is slow, or has all it wants, is so
 whoever came late asks for what it missed when the rest is through.
 """
 
+import math
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -32,6 +33,8 @@ MOST_PATIENCE = 8.0
 OVERDRAWN_S = 2.0
 FIRST_TIMEOUT_S = 1.0
 LAST_TIMEOUT_S = 60.0
+SOURCE_SILENCE_S = 10.0
+"""Without a chunk for this long, a source is as good as gone."""
 POISON_LIMIT = 16
 """Wrong frames in a row, after which nothing is asked for during a while, longer each time."""
 ROUNDING = 1e-6
@@ -81,6 +84,8 @@ class Download:
     opened: bool = False
     resting: bool = False
     """Its topic was left, since nothing is to be fetched now."""
+    source: str = ""
+    """URL of the source that is asked for ranges; empty: the broker is asked for windows."""
     last_progress: float = 0.0
     """Monotonic seconds of the last verified frame."""
     bad: int = 0
@@ -300,19 +305,48 @@ class Download:
 
     def forget_requests(self) -> None:
         """Ask afresh, since the broker lost what was under way."""
+        if not self.source:
+            self._asked.clear()
+            self._timeout = FIRST_TIMEOUT_S
+
+    def go_to(self, source: str) -> None:
+        """Ask a source from now on, or the broker (""), for all that has not come yet."""
+        self.source = source
         self._asked.clear()
         self._follows_until = None
         self._timeout = FIRST_TIMEOUT_S
 
+    def range_due(self, now: float) -> tuple[int, int] | None:
+        """Return the next range to ask the source for, first chunk and count, if it is time."""
+        if self._asked or self.complete:
+            return None
+        numbers = self._next(min(self.window, self._affordable(now)))
+        run = [n for place, n in enumerate(numbers) if n - numbers[0] == place]
+        if not run:
+            return None
+        for number in run:
+            self._asked[number] = now
+        if self.rate_bytes_s:
+            self._allowance -= len(run) * self.offer.chunk_bytes
+        return run[0], len(run)
+
+    def silent_at(self) -> float:
+        """Return when the source will have been silent for too long; inf: nothing is awaited."""
+        asked = max(self._asked.values(), default=math.inf)
+        return max(asked, self.last_progress) + SOURCE_SILENCE_S
+
     def expected_until(self) -> float:
         """Return until when answers to what was asked for may still come, monotonic seconds."""
+        if self.source:
+            return self.silent_at() if self._asked else 0.0
         return max((asked + self._timeout for asked in self._asked.values()), default=0.0)
 
     def resume(self, now: float) -> None:
         """Go on after a rest: nothing is on its way, and no deadline ran."""
         self.resting = False
         self.last_progress = now
-        self.forget_requests()
+        self._asked.clear()
+        self._timeout = FIRST_TIMEOUT_S
 
     def next_due(self) -> float | None:
         """Return when `requests_due` next has something to say, in monotonic seconds."""
@@ -321,6 +355,8 @@ class Download:
         return max(self._due(), self._quiet_until, self._follows_until or 0.0)
 
     def _due(self) -> float:
+        if self.source and self._asked:
+            return self.silent_at()
         patience = [asked + self._timeout for asked in self._asked.values()]
         if not self.rate_bytes_s or self._allowance + ROUNDING >= self.offer.chunk_bytes:
             return min(patience, default=0.0)

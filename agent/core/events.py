@@ -73,6 +73,23 @@ class FrameBroken:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceFrame:
+    """A chunk from the source at `url`, unverified."""
+
+    url: str
+    index: str
+    frame: ChunkFrame
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFailed:
+    """The source at `url` did not send what it was asked for."""
+
+    url: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class AckCame:
     """The controller committed our telemetry up to here."""
 
@@ -228,6 +245,8 @@ Event = (
     | ReportHeard
     | FrameCame
     | FrameBroken
+    | SourceFrame
+    | SourceFailed
     | AckCame
     | CommandCame
     | TwinSeen

@@ -167,6 +167,8 @@ class AgentState:
     download: Download | None = None
     spoilt: frozenset[str] = frozenset()
     """Index digests of deltas that did not become their file: those go another way."""
+    sources_resting: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Origin of a source -> failures in a row, and when it may be asked again, monotonic."""
     finishing: str = ""
     """Digest of the file whose finished transfer is being decoded and moved into its slot."""
     report_owed_at: float | None = None

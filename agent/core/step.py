@@ -39,6 +39,8 @@ from agent.core.events import (
     Refused,
     ReportHeard,
     ScoresCame,
+    SourceFailed,
+    SourceFrame,
     SpaceMeasured,
     StopAsked,
     Ticked,
@@ -95,6 +97,10 @@ def _route(turn: Turn, event: Event) -> None:
             deploy.on_frame(turn, index, frame)
         case FrameBroken(index, text):
             deploy.on_broken(turn, index, text)
+        case SourceFrame(url, index, frame):
+            deploy.on_source_frame(turn, url, index, frame)
+        case SourceFailed(url, detail):
+            deploy.on_source_failed(turn, url, detail)
         case AckCame(sequence):
             telemetry.on_ack(turn, sequence)
         case CommandCame(command):

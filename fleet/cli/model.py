@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -39,6 +40,13 @@ def model() -> None:
 @click.option("--golden", type=_FILE, help="NumPy .npz with inputs and the expected outputs.")
 @click.option("--task", type=click.Choice(["classification", "tensor"]), help="What outputs mean.")
 @click.option("--description", default="", help="For people.")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="URL",
+    help="Where devices get it by ranges beside the broker: https://cache/models/{digest}.",
+)
 @common
 @click.pass_obj
 def push(
@@ -51,12 +59,14 @@ def push(
     golden: Path | None,
     task: str | None,
     description: str,
+    sources: tuple[str, ...],
 ) -> None:
     """Push a release: one or more .onnx and .tflite files, or one release directory.
 
     Several files are variants of one release; a device takes the first it can run. Inputs,
     outputs, types, quantization and operator versions are read from the files.
     """
+    from fleet.workshop.draft import changed
     from fleet.workshop.errors import ArtifactError
     from fleet.workshop.inspect import compose_release
 
@@ -70,6 +80,8 @@ def push(
             task=task,
             description=description,
         )
+        if sources:
+            draft = replace(draft, manifest=changed(draft.manifest, sources=sources))
     except ArtifactError as error:
         raise FleetError(str(error), "fleet model push --help") from error
     with session.client() as client:
@@ -78,7 +90,11 @@ def push(
             _upload(session, client, draft)
         release, new = client.add_release(draft.manifest)
     answer(session, release, views.release_pushed(release, new=new))
-    session.say(f"next: fleet rollout start {release.model}@{release.version}")
+    ref = f"{release.model}@{release.version}"
+    if sources:
+        bundle = f"{release.model}-{release.version}.ffb"
+        session.say(f"to fill a cache: fleet model export {ref}; tar xf {bundle} -C DIRECTORY")
+    session.say(f"next: fleet rollout start {ref}")
 
 
 def _numbered(

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from wire.codec import decode, encode
 from wire.ids import digest_of
-from wire.manifest import Manifest
+from wire.manifest import Manifest, check_source
 
 
 def tensor(name: str, datatype: str = "INT8") -> dict[str, Any]:
@@ -73,3 +73,41 @@ def test_a_manifest_that_does_not_agree_with_itself_is_refused(changes, message)
 def test_an_unknown_variant_is_a_key_error():
     with pytest.raises(KeyError):
         manifest().variant("c")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://cache.example/models/{digest}",
+        "https://cache.example:8443/{digest}/transfer?key=abc",
+        "http://127.0.0.1:8080/{digest}",
+        "http://[::1]:8080/{digest}",
+    ],
+)
+def test_a_source_is_https_or_this_very_machine(url):
+    assert check_source(url) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://cache.example/{digest}",
+        "http://127.0.0.1.example/{digest}",
+        "ftp://cache.example/{digest}",
+        "https:///{digest}",
+        "https://user:secret@cache.example/{digest}",
+        "https://cache.example/{digest}#part",
+        "https://cache.example/models",
+        "https://cache.example/?file={digest}",
+        "https://{digest}.example/x",
+        "https://cache.example/{digest}/{digest}",
+        "https://cache.example/{digest}/{size}",
+        "https://cache.example/a b/{digest}",
+        "https://cache.example/\r\nHost: other/{digest}",
+        "https://cache.example:99999/{digest}",
+        "/{digest}",
+    ],
+)
+def test_any_other_source_is_refused(url):
+    with pytest.raises(ValueError):
+        check_source(url)

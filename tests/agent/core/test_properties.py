@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from agent.core import events as ev
 from agent.core.state import Installed
 from agent.core.step import next_wake
-from tests.agent.core.world import Conduct, Made, World, make_release
+from tests.agent.core.world import Conduct, Made, Source, World, make_release
 from wire.manners import Manners
 from wire.transfer import ChunkFrame
 from wire.twin import Phase, Probation
@@ -33,6 +33,9 @@ MANNERS = (
 )
 
 
+SOURCES = ("https://cache.example/{digest}", "https://cdn.example/models/{digest}")
+
+
 class AnyHistory(RuleBasedStateMachine):
     """One device under a hostile world."""
 
@@ -53,10 +56,13 @@ class AnyHistory(RuleBasedStateMachine):
         conduct=st.sampled_from(CONDUCTS),
         model=st.sampled_from(("digits", "faces")),
         pairs=st.sampled_from((0, 300)),
+        sources=st.sampled_from((None, SOURCES[:1], SOURCES)),
     )
-    def a_new_release_is_wanted(self, conduct: Conduct, model: str, pairs: int) -> None:
+    def a_new_release_is_wanted(
+        self, conduct: Conduct, model: str, pairs: int, sources: tuple[str, ...] | None
+    ) -> None:
         version = len(self.made) + 1
-        made = self.world.add(make_release(version, conduct, model))
+        made = self.world.add(make_release(version, conduct, model, sources))
         self.made.append(made)
         self._want(made, pairs)
 
@@ -134,8 +140,15 @@ class AnyHistory(RuleBasedStateMachine):
                 if isinstance(event, ev.FrameCame):
                     noise = ChunkFrame(event.frame.part, event.frame.number, data.draw(st.binary()))
                     network[place] = ev.FrameCame(event.index, noise)
+                elif isinstance(event, ev.SourceFrame):
+                    noise = ChunkFrame(event.frame.part, event.frame.number, data.draw(st.binary()))
+                    network[place] = ev.SourceFrame(event.url, event.index, noise)
             case "cut":
                 self.world.disconnect()
+
+    @rule(source=st.sampled_from(("good", "lies", "fails", "silent", "stops midway")))
+    def sources_change_their_ways(self, source: Source) -> None:
+        self.world.source = source
 
     @rule(mishap=st.sampled_from(("kill", "kill", "stop", "disk full", "disk empty", "twin")))
     def the_device_suffers(self, mishap: str) -> None:

@@ -31,6 +31,7 @@ from wire.twin import (
 )
 
 Conduct = Literal["good", "worse", "crashes at load", "fails golden", "hangs in trial"]
+Source = Literal["good", "lies", "fails", "silent", "stops midway"]
 CHUNK = 1024
 CAPABLE = Capabilities(architecture="x86_64", runtimes={"onnxruntime": "1.32.0"})
 
@@ -67,7 +68,12 @@ class Made:
         return replace(self, bodies=bodies, offers=(offer, *self.offers))
 
 
-def make_release(version: int, conduct: Conduct = "good", model: str = "digits") -> Made:
+def make_release(
+    version: int,
+    conduct: Conduct = "good",
+    model: str = "digits",
+    sources: tuple[str, ...] | None = None,
+) -> Made:
     """Make a release of two files and its manifest."""
     tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
     weights = f"{model} weights {version} {conduct} ".encode() * 150
@@ -88,6 +94,7 @@ def make_release(version: int, conduct: Conduct = "good", model: str = "digits")
                 outputs=(tensor,),
             ),
         ),
+        sources=sources,
     )
     body = encode(manifest)
     bodies = {digest_of(data): data for data in (body, weights, labels)}
@@ -158,6 +165,9 @@ class World:
         self.starts = 0
         self.connected = False
         self.free_bytes = 10**9
+        self.source: Source = "good"
+        self.ranges: list[tuple[str, int, int]] = []
+        """What sources were asked for: URL, first chunk, count."""
         self.disk_bytes: int | None = None
         """Of all artifacts together, instead of `free_bytes`."""
         self.settings: dict[str, Any] = settings
@@ -377,6 +387,10 @@ class World:
                 self.local.append(self._measure())
             case do.OpenTransfer(offer):
                 self._open(offer)
+            case do.FetchRange(url, offer, first, count):
+                self._answer_range(url, offer, first, count)
+            case do.CancelRange():
+                self.network = [e for e in self.network if not isinstance(e, ev.SourceFrame)]
             case do.WriteIndex(transfer, index):
                 self.partials[transfer].index = index
             case do.WriteChunk(transfer, offset, payload):
@@ -463,6 +477,20 @@ class World:
             payload = source[number * CHUNK : (number + 1) * CHUNK]
             frame = ChunkFrame(request.part, number, payload)
             self.network.append(ev.FrameCame(request.index, frame))
+
+    def _answer_range(self, url: str, offer: Offer, first: int, count: int) -> None:
+        self.ranges.append((url, first, count))
+        data = next(b for r in self.releases.values() for d, b in r.bodies.items()
+                    if d == offer.transfer)  # fmt: skip
+        sent = {"good": count, "lies": count, "stops midway": count // 2}.get(self.source, 0)
+        for number in range(first, first + sent):
+            payload = data[number * CHUNK : (number + 1) * CHUNK]
+            if self.source == "lies":
+                payload = bytes(len(payload))
+            frame = ChunkFrame("data", number, payload)
+            self.network.append(ev.SourceFrame(url, offer.index, frame))
+        if self.source == "fails" or (self.source == "stops midway" and sent < count):
+            self.network.append(ev.SourceFailed(url, "connection refused"))
 
     def _start_engine(self, action: do.StartEngine) -> None:
         for spec in action.models:

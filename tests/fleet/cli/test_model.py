@@ -233,3 +233,24 @@ def test_an_export_that_breaks_off_leaves_the_earlier_file_as_it_was(
     assert "a broken connection" in result.stderr
     assert out.read_bytes() == b"the earlier one"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_push_names_sources_and_says_how_to_fill_them(
+    run: Fleet, controller: MemoryController, tmp_path: Path
+) -> None:
+    source = "https://cache.example/models/{digest}"
+
+    result = run("model", "push", str(write_model(tmp_path / "tiny.onnx")), "--source", source)
+
+    manifest = controller.kept["tiny", 1].manifest
+    assert manifest is not None and manifest.sources == (source,)
+    assert "fleet model export tiny@1; tar xf tiny-1.ffb -C DIRECTORY\n" in result.stderr
+
+
+def test_a_source_that_devices_would_not_follow_is_refused(run: Fleet, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny.onnx")
+
+    result = run("model", "push", str(model), "--source", "http://cache.example/{digest}")
+
+    assert result.exit_code == 1
+    assert "expected https://HOST/PATH/{digest}, got 'http://cache.example" in result.stderr
