@@ -210,6 +210,7 @@ def _room(
 ) -> Room:
     """Return how the files of these offers find room: as deltas, or else whole."""
     journal, settings = turn.state.journal, turn.state.settings
+    space = replace(space, imported=frozenset(imports.kept(turn)))
     bases = {offer.base for offer in offers if offer.base is not None}
     needed = sum(disk_bytes(offer) for offer in offers)
     room = make_room(journal, deployment, bases, needed, space, settings)

@@ -22,6 +22,8 @@ class Space:
 
     free_bytes: int
     sizes: Mapping[str, int]
+    imported: frozenset[str] = frozenset()
+    """Files that came in bundles and are kept for their time."""
 
     def of(self, files: Iterable[str]) -> int:
         """Return what these files take together."""
@@ -74,9 +76,10 @@ def make_room(  # noqa: PLR0917 - all that room depends on
         pinned = (each.model, each.version) in settings.pins
         wanted = each.manifest == deployment.manifest or not bases.isdisjoint(each.files)
         (stays if pinned or wanted else may_go).append(each)
-    before = space.of(kept_files([*stays, *may_go]) | set(deployment.files))
+    kept = {*deployment.files, *space.imported}
+    before = space.of(kept_files([*stays, *may_go]) | kept)
     for count in range(len(may_go) + 1):
-        taken = space.of(kept_files([*stays, *may_go[count:]]) | set(deployment.files))
+        taken = space.of(kept_files([*stays, *may_go[count:]]) | kept)
         free = space.free_bytes + before - taken
         left = settings.quota_bytes - taken
         if coming_bytes <= free and (not settings.quota_bytes or coming_bytes <= left):

@@ -108,6 +108,23 @@ def test_a_release_that_no_deletion_makes_room_for_is_refused_with_figures_and_n
     assert whole(world, second)
 
 
+def test_what_came_in_a_bundle_counts_against_the_quota_and_stays() -> None:
+    size = size_of(make_release(1))
+    world = World(quota_bytes=int(3.3 * size))
+    bring(world, 1)
+    stick = world.add(make_release(5))
+    world.bring(stick)
+    world.settle()
+
+    bring(world, 2)
+    bring(world, 3)
+
+    assert champion_of(world) == 3
+    assert whole(world, stick)
+    assert world.journal.previous["digits"].version == 2
+    assert any("digits@1: deleted to make room" in line for line in world.log)
+
+
 def test_with_another_model_the_one_to_be_replaced_gives_up_its_previous_first() -> None:
     size = size_of(make_release(1))
     world = World(quota_bytes=int(4.3 * size))
