@@ -60,11 +60,17 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveDirectory:
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     name: str
 
 
-Naming = MakeDirectory | Create | Move | Remove
+Naming = MakeDirectory | Create | Move | MoveDirectory | Remove
 Operation = Naming | Write | Resize | Sync | SyncNames
 
 
@@ -88,7 +94,7 @@ class DiskTap:
         self._open: dict[int, tuple[int, int | str]] = {}
         """Descriptor -> inode, and the file or directory it stands for."""
         self._foreign: set[int] = set()
-        """Files that a child process made; what it wrote is seen when they are synced."""
+        """Files that a buffer or a child process writes: what it wrote is seen at the sync."""
         self._real: dict[str, Callable[..., Any]] = {}
         self._open_path = pathlib.Path.open
 
@@ -106,6 +112,7 @@ class DiskTap:
             "unlink": self._tap_unlink,
             "remove": self._tap_unlink,
             "mkdir": self._tap_mkdir,
+            "rmdir": self._tap_rmdir,
         }
         for name, tap in taps.items():
             self._real[name] = getattr(os, name)
@@ -134,7 +141,10 @@ class DiskTap:
         self._watcher.after(operation)
         return answer
 
-    def _name(self, path: Any) -> str | None:
+    def _name(self, path: Any, directory: int | None = None) -> str | None:
+        if directory is not None:
+            parent = self._meant(directory)
+            return os.path.normpath(f"{parent}/{path}") if isinstance(parent, str) else None
         text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""
         if text == self._root:
             return "."
@@ -161,10 +171,10 @@ class DiskTap:
             return fd
 
         with self._lock:
-            name = self._name(path)
+            name = self._name(path, named.get("dir_fd"))
             if name is None:
                 return really()
-            if flags & os.O_DIRECTORY:
+            if Path(self._root, name).is_dir():
                 return self._know(really(), name)
             if flags & os.O_CREAT and not os.path.lexists(path):
                 fd = self._created(name, really)
@@ -186,8 +196,9 @@ class DiskTap:
             if name is None:
                 return really()
             if set(mode) & set("wxa+"):
-                assert named.get("buffering") == 0, "what a buffer holds back cannot be seen here"
                 file = self._created(name, really)
+                if named.get("buffering") != 0:
+                    self._foreign.add(self._files[name])
             else:
                 file = really()
                 if name not in self._files:
@@ -237,8 +248,9 @@ class DiskTap:
             else:  # the real disk is not what is tested here, and slow
                 if isinstance(meant, int) and meant in self._foreign:
                     self._foreign.discard(meant)
-                    content = os.pread(fd, os.fstat(fd).st_size, 0)
-                    self._watcher.after(Write(meant, 0, content))
+                    [name] = (name for name, file in self._files.items() if file == meant)
+                    with self._open_path(Path(self._root, name), "rb") as file:
+                        self._watcher.after(Write(meant, 0, file.read()))
                 told = SyncNames(meant) if isinstance(meant, str) else Sync(meant)
                 self._do(told, lambda: None)
 
@@ -248,17 +260,31 @@ class DiskTap:
             if before is None or after is None:
                 self._real["replace"](old, new, **named)
                 return
+            if Path(self._root, before).is_dir():
+                self._move_directory(before, after, lambda: self._real["rename"](old, new))
+                return
             move = Move(self._number(before), before, after)
             self._do(move, lambda: self._real["replace"](old, new, **named))
             self._files[after] = self._files.pop(before)
 
+    def _move_directory(self, old: str, new: str, really: Callable[[], Any]) -> None:
+        self._do(MoveDirectory(old, new), really)
+        for name in [each for each in self._files if each.startswith(old + "/")]:
+            self._files[new + name[len(old) :]] = self._files.pop(name)
+
     def _tap_unlink(self, path: Any, **named: Any) -> None:
+        self._remove("unlink", path, named)
+
+    def _tap_rmdir(self, path: Any, **named: Any) -> None:
+        self._remove("rmdir", path, named)
+
+    def _remove(self, how: str, path: Any, named: dict[str, Any]) -> None:
         with self._lock:
-            name = self._name(path)
+            name = self._name(path, named.get("dir_fd"))
             if name is None:
-                self._real["unlink"](path, **named)
+                self._real[how](path, **named)
                 return
-            self._do(Remove(name), lambda: self._real["unlink"](path, **named))
+            self._do(Remove(name), lambda: self._real[how](path, **named))
             self._files.pop(name, None)
 
     def _tap_mkdir(self, path: Any, *more: Any, **named: Any) -> None:
@@ -307,6 +333,8 @@ class Fault:
     def _name(self, operation: Operation | None) -> str:
         match operation:
             case Create(name, _) | MakeDirectory(name) | Remove(name) | Move(_, name, _):
+                return name
+            case MoveDirectory(name, _):
                 return name
             case SyncNames(directory):
                 return directory + "/"

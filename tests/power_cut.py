@@ -15,6 +15,7 @@ from tests.operations import (
     Create,
     MakeDirectory,
     Move,
+    MoveDirectory,
     Naming,
     Operation,
     Remove,
@@ -98,10 +99,12 @@ class Recording:
         dice = random.Random(f"{at} {loss.seed if loss else 0}")
         names = self._names(log, loss, dice)
         found: list[tuple[str, bytes | None]] = []
+        kept: set[str] = set()
         for name in sorted(names):
             parent = _parent(name)
-            if parent != "." and parent not in names:
+            if parent != "." and parent not in kept:
                 continue
+            kept.add(name)
             file = names[name]
             found.append((name, None if file is None else self._bytes(log, file, loss, dice)))
         return tuple(found)
@@ -155,7 +158,8 @@ class Recording:
 
 
 def _directories(entry: Naming) -> list[str]:
-    names = [entry.old, entry.new] if isinstance(entry, Move) else [entry.name]
+    moves = isinstance(entry, (Move, MoveDirectory))
+    names = [entry.old, entry.new] if moves else [entry.name]
     return [_parent(name) for name in names]
 
 
@@ -173,6 +177,10 @@ def _rename(names: dict[str, int | None], entry: Naming) -> None:
             if names.get(old) == file:
                 del names[old]
             names[new] = file
+        case MoveDirectory(old, new):
+            for name in [each for each in names if f"{each}/".startswith(old + "/")]:
+                names[new + name[len(old) :]] = names.pop(name)
+            names[new] = None
         case Remove(name):
             names.pop(name, None)
 

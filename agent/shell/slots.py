@@ -102,6 +102,7 @@ class Slots:
         try:
             for directory in (self._blobs, self._partial):
                 directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            _sync_directory(data_dir)
             self._lock_fd = _lock(data_dir)
             for left in (*self._partial.glob("*.new"), *data_dir.glob("*.new")):
                 left.unlink()

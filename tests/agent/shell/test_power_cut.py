@@ -5,6 +5,7 @@ After every such cut it is asked what a restarted agent makes of what is left.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ import zstandard
 from agent.core.events import BlobStored
 from agent.core.state import Journal
 from agent.shell import slots
+from agent.shell.bundle import unpack
+from agent.shell.imports import Imports, hand_over
 from agent.shell.outbox import Outbox
 from tests.agent.shell.desk import CHUNK, Desk, index_of, noise, offer_of
 from tests.operations import DiskTap, Sync, SyncNames
 from tests.power_cut import LOSSES, Contents, Recording, read_contents, write_contents
+from wire.bundle import END, BundleSeal, header, member_name, padding
 from wire.codec import decode
 from wire.ids import digest_of
+from wire.seal import Sealer, Verifier
 from wire.telemetry import ScoreWindow
 from wire.transfer import Offer
+from wire.twin import DesiredRelease
 
 PLAIN = noise(5 * CHUNK + 100)
 TEXT = b"".join(b"%d of many lines\n" % n for n in range(4000))
@@ -302,3 +308,104 @@ def test_an_outbox_that_forgets_to_sync_would_be_found_out(
     assert any(
         "is the last of" in text for text in outbox_complaints(reports.without(forgotten), tmp_path)
     )
+
+
+# ---- a release that came in a bundle
+
+SEALER = Sealer(bytes(range(32)))
+MANIFEST = noise(700, 2)
+
+
+def bundle_of() -> tuple[BundleSeal, bytes]:
+    """Return the seal of a bundle of a plain and a packed file, and what follows it there."""
+    offers = (offer_of(MANIFEST), offer_of(TEXT, packed=PACKED))
+    release = DesiredRelease(
+        model="digits", version=2, rollout="local-1", manifest=offers[0].file, offers=offers
+    )
+    members = b"".join(
+        header(member_name(offer), len(travels)) + travels + padding(len(travels))
+        for offer, travels in zip(offers, (MANIFEST, PACKED), strict=True)
+    )
+    return BundleSeal(release=release, install=True), members + END
+
+
+def record_import(root: Path) -> Recording:
+    """Let the command hand a release over, an agent take it up, and its order be journalled."""
+    recording = Recording()
+    seal, members = bundle_of()
+    root.mkdir()
+    with DiskTap(root, recording):
+        hand_over(
+            root,
+            seal,
+            SEALER.seal(seal),
+            install=True,
+            reserve_bytes=0,
+            unpack=lambda into: unpack(BytesIO(members), seal, into),
+        )
+        recording.note("handed over")
+        desk = Desk(root)
+        importer(root).take_up(desk.slots.adopt)
+        recording.note("ordering")
+        importer(root).journalled("digits")
+        desk.slots.close()
+    return recording
+
+
+def importer(root: Path) -> Imports:
+    return Imports(root, Verifier((SEALER.public,)), "cam-1")
+
+
+def import_complaints(recording: Recording, home: Path) -> Iterator[str]:
+    for count, (name, contents, at) in enumerate(cuts(recording)):
+        root = home / str(count)
+        write_contents(contents, root)
+        notes = {note.what for note in recording.notes(at)}
+        try:
+            with DiskTap(root, Recording()):
+                check_import_goes_on(root, notes)
+        except AssertionError as error:
+            yield f"{name}: {str(error).splitlines()[0]}"
+
+
+def check_import_goes_on(root: Path, notes: set[str]) -> None:
+    seal, _ = bundle_of()
+    desk = Desk(root)
+    try:
+        found = importer(root).take_up(desk.slots.adopt)
+        assert found or "handed over" not in notes, "what was handed over is gone"
+        blobs = desk.slots.blobs()
+        for digest in blobs:
+            content = desk.slots.blob_path(digest).read_bytes()
+            assert digest_of(content) == digest, "a blob with wrong bytes under its name"
+        for each in found:
+            assert set(each.files) <= blobs, "a file of a release is gone"
+            assert each.order == seal.release or "ordering" in notes, "its order is gone"
+    finally:
+        desk.slots.close()
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    root = tmp_path_factory.mktemp("brought") / "data"
+    recording = record_import(root)
+
+    assert recording.contents(len(recording.log)) == read_contents(root)
+    return recording
+
+
+def test_an_import_is_taken_up_whole_or_not_at_all(brought: Recording, tmp_path: Path) -> None:
+    assert list(import_complaints(brought, tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "consequence"),
+    [(Sync, "wrong bytes under its name"), (SyncNames, "is gone")],
+    ids=["files", "directories"],
+)
+def test_an_import_that_forgets_to_sync_would_be_found_out(
+    brought: Recording, tmp_path: Path, forgotten: type, consequence: str
+) -> None:
+    wrong = list(import_complaints(brought.without(forgotten), tmp_path))
+
+    assert any(consequence in text for text in wrong)
