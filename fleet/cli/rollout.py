@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import click
 
@@ -18,9 +18,10 @@ from fleet.cli.session import (
     byte_rate,
     common,
     duration,
+    for_some,
     time_window,
 )
-from fleet.core.views import RolloutRequest, RolloutStatus, RolloutView
+from fleet.core.views import MannersRule, RolloutRequest, RolloutStatus, RolloutView
 from wire.twin import Probation
 
 if TYPE_CHECKING:
@@ -57,12 +58,17 @@ def rollout() -> None:
     "--at-deadline", type=click.Choice(["refuse", "commit"]), help="What to decide by then."
 )
 @click.option("--no-probation", is_flag=True, help="Commit as soon as the model works.")
-@click.option("--bandwidth", type=byte_rate, help="What each device may fetch: 64KiB/s.")
+@click.option(
+    "--bandwidth",
+    type=for_some(byte_rate),
+    multiple=True,
+    help="What each device may fetch: 64KiB/s; or link=lte:16KiB/s for some of them.",
+)
 @click.option(
     "--window",
-    type=time_window,
+    type=for_some(time_window),
     multiple=True,
-    help="When devices may fetch, by their own clocks: 01:00-05:00. May be repeated.",
+    help="When, by its own clock: 01:00-05:00; or link=lte:01:00-05:00. May be repeated.",
 )
 @click.option(
     "--spread", type=duration, help="Devices begin at moments of their own within this long."
@@ -82,8 +88,8 @@ def start(
     probation_deadline: int | None,
     at_deadline: Literal["refuse", "commit"] | None,
     no_probation: bool,
-    bandwidth: int | None,
-    window: tuple[str, ...],
+    bandwidth: tuple[tuple[str, int], ...],
+    window: tuple[tuple[str, str], ...],
     spread: int | None,
     watch: bool,
     timeout: int | None,
@@ -106,8 +112,7 @@ def start(
         probation=Probation.model_validate(
             {name: value for name, value in chosen.items() if value is not None}
         ),
-        bytes_per_s=bandwidth or 0,
-        windows=window,
+        **_manners(bandwidth, window),
         spread_s=spread,
     )
     with session.client() as client:
@@ -190,6 +195,21 @@ def abort(session: Session, id: str, reason: str) -> None:
         view = client.abort_rollout(id, reason)
     answer(session, view, views.rollout_status(view))
     session.say(f"next: fleet rollout status {view.id} --watch")
+
+
+def _manners(
+    caps: tuple[tuple[str, int], ...], windows: tuple[tuple[str, str], ...]
+) -> dict[str, Any]:
+    """Return what a request says of all devices, and its rules for some, in the order given."""
+
+    def said(of: str) -> dict[str, Any]:
+        return {
+            "bytes_per_s": next((cap for target, cap in caps if target == of), 0),
+            "windows": tuple(window for target, window in windows if target == of),
+        }
+
+    some = dict.fromkeys(target for target, _ in (*caps, *windows) if target)
+    return said("") | {"rules": tuple(MannersRule(to=target, **said(target)) for target in some)}
 
 
 def _watched(

@@ -16,6 +16,7 @@ DEFAULT_CONTROLLER = "http://127.0.0.1:8700"
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 @dataclass
@@ -100,6 +101,19 @@ def time_window(text: str) -> str:
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
     return text
+
+
+def for_some(read: Callable[[str], T]) -> Callable[[str], tuple[str, T]]:
+    """Return a reader of `VALUE`, for all devices, or of `KEY=VALUE:VALUE`, for some of them.
+
+    What it reads is (target, value), the target empty where it is for all.
+    """
+
+    def parse(text: str) -> tuple[str, T]:
+        target, colon, value = text.partition(":")
+        return (target, read(value)) if colon and "=" in target else ("", read(text))
+
+    return parse
 
 
 def duration(text: str) -> int:

@@ -1,16 +1,32 @@
 """All that the controller knows, and what it answers when asked. Owned by the controller's loop."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from fleet.core import present
 from fleet.core.census import Census
-from fleet.core.cohort import LIST_DEVICES, cut, nearest, order, parse_target, parse_waves, select
+from fleet.core.cohort import (
+    LIST_DEVICES,
+    Target,
+    cut,
+    nearest,
+    order,
+    parse_target,
+    parse_waves,
+    select,
+)
 from fleet.core.rollout import Assign, Assignment, Rollout, fallback_for
 from fleet.core.scores import Totals
-from fleet.core.views import DeviceView, Refusal, ReleaseView, RolloutRequest, RolloutView
+from fleet.core.views import (
+    DeviceView,
+    MannersRule,
+    Refusal,
+    ReleaseView,
+    RolloutRequest,
+    RolloutView,
+)
 from wire.bundle import BundleSeal
 from wire.codec import first_error
 from wire.ids import ReleaseRef
@@ -291,9 +307,11 @@ class Books:
         if not 0 <= limit <= 100:
             raise Refusal(422, f"max_refused_percent: expected 0 to 100, got {limit}")
         release = self.find_release(ref.model, ref.version)
-        devices = select(
-            parse_target(request.to), {device.id: device.facts for device in self.census}
-        )
+        facts = {device.id: device.facts for device in self.census}
+        devices = select(parse_target(request.to), facts)
+        manners = Manners(bytes_per_s=request.bytes_per_s, windows=request.windows)
+        rules = [(parse_target(rule.to), rule) for rule in request.rules]
+        ruled = {id: _manners_of(facts[id], manners, rules) for id in devices}
         counts = parse_waves(request.waves, len(devices))
         for device in devices:
             self._check_capacity(device, release)
@@ -310,7 +328,8 @@ class Books:
             previous={device: self._way_back(device, ref.model) for device in devices},
             started_at=now,
             probation=request.probation,
-            manners=Manners(bytes_per_s=request.bytes_per_s, windows=request.windows),
+            manners=manners,
+            manners_of={id: each for id, each in ruled.items() if each != manners},
             spread_s=request.spread_s,
             max_refused_percent=limit,
         )
@@ -329,3 +348,16 @@ class Books:
                 f"{MAX_MODELS} models and {MAX_OFFERS} files together",
                 f"fleet device show {device}",
             )
+
+
+def _manners_of(
+    facts: Mapping[str, str], manners: Manners, rules: Iterable[tuple[Target, MannersRule]]
+) -> Manners:
+    """Return how one device fetches: as the first rule for it says, or else as all do."""
+    for target, rule in rules:
+        if target.matches(facts):
+            return Manners(
+                bytes_per_s=rule.bytes_per_s or manners.bytes_per_s,
+                windows=rule.windows or manners.windows,
+            )
+    return manners

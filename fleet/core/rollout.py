@@ -100,6 +100,8 @@ class Rollout:
     started_at: float
     probation: Probation = field(default_factory=Probation)
     manners: Manners = field(default_factory=Manners)
+    manners_of: Mapping[str, Manners] = field(default_factory=dict)
+    """Of the devices that a rule was made for."""
     spread_s: int | None = None
     """As asked for; None: after the size of each wave."""
     max_refused_percent: int = 20
@@ -351,8 +353,12 @@ def _order(rollout: Rollout, id: str, spread_s: int) -> Assignment:
         rollout.manifest,
         rollout.id,
         probation=rollout.probation,
-        manners=rollout.manners.model_copy(update=own),
+        manners=_manners(rollout, id).model_copy(update=own),
     )
+
+
+def _manners(rollout: Rollout, id: str) -> Manners:
+    return rollout.manners_of.get(id, rollout.manners)
 
 
 def _spread_s(rollout: Rollout, wave: tuple[str, ...]) -> int:
@@ -381,7 +387,7 @@ def _recall(rollout: Rollout, census: Census) -> tuple[Rollout, list[Assign]]:
                     purpose="rollback",
                     probation=NO_PROBATION,
                     # At once, but no faster than the line may carry.
-                    manners=Manners(bytes_per_s=rollout.manners.bytes_per_s),
+                    manners=Manners(bytes_per_s=_manners(rollout, id).bytes_per_s),
                 )
         orders.append(Assign(id, rollout.model, back))
     if not recalled:

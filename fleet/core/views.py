@@ -4,13 +4,15 @@ Fields are only ever added: `--json` prints these values, and scripts rest on th
 """
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from wire.manifest import Manifest
 from wire.manners import BytesPerSecond, Spread, Windows
 from wire.twin import Capabilities, DeploymentReport, Phase, Probation, Reason, Serving
+
+MAX_RULES = 32
 
 
 class Refusal(Exception):
@@ -197,6 +199,17 @@ class RolloutView(View):
     devices: tuple[RolloutDeviceView, ...] = ()
 
 
+class MannersRule(View):
+    """How devices of one kind fetch, in place of what a rollout says for all."""
+
+    to: str
+    """As in RolloutRequest; of several rules that match a device the first one counts."""
+    bytes_per_s: BytesPerSecond = 0
+    """0: what the rollout says."""
+    windows: Windows = ()
+    """None: what the rollout says."""
+
+
 class RolloutRequest(View):
     """What `POST /v1/rollouts` takes."""
 
@@ -211,6 +224,8 @@ class RolloutRequest(View):
     """What each device may ask for in a second; 0: as fast as it can."""
     windows: Windows = ()
     """Times of the day on each device's own clock when it may fetch; none: at any time."""
+    rules: Annotated[tuple[MannersRule, ...], Field(max_length=MAX_RULES)] = ()
+    """Other caps and windows for devices with certain labels."""
     spread_s: Spread | None = None
     """The devices of a wave begin at moments of their own within this long; None: a second for
     every 200 of them."""

@@ -299,6 +299,25 @@ def test_a_pause_reaches_the_devices_outlasts_a_restart_and_ends(world: World) -
     assert device.desired[-1].releases[0].manners == first
 
 
+def test_a_rule_is_for_the_devices_with_its_label(world: World) -> None:
+    slow = world.device("cam-1", labels={"link": "lte"})
+    fast = world.device("cam-2", labels={"link": "wire"})
+    world.push(1)
+    rules = [
+        {"to": "link=lte", "bytes_per_s": 4096},
+        {"to": "link=wire", "windows": ["01:00-02:00"]},
+    ]
+
+    world.ended(world.roll_out("digits@1", bytes_per_s=1 << 20, rules=rules).id)
+
+    assert slow.desired[-1].releases[0].manners == Manners(bytes_per_s=4096)
+    assert fast.desired[-1].releases[0].manners == Manners(
+        bytes_per_s=1 << 20, windows=("01:00-02:00",)
+    )
+    with pytest.raises(Refusal, match="expected `all` or KEY=VALUE"):
+        world.roll_out("digits@1", rules=[{"to": "nonsense"}])
+
+
 def open_desired(world: World, device: str) -> Desired:
     """Return the latest order for a device as the store has it."""
     rows = {row.device: row for row in world.controller._store.desired()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fleet.cli.session import byte_rate
-from fleet.core.views import RolloutRequest
+from fleet.core.views import MannersRule, RolloutRequest
 from fleet.shell.api import RunningApi, build_app, serve
 from tests.fleet.cli.conftest import Fleet
 from tests.fleet.memory import MemoryController
@@ -54,6 +54,25 @@ def test_start_says_how_devices_are_to_fetch(run: Fleet, controller: MemoryContr
             bytes_per_s=65_536,
             windows=("01:00-05:00", "22:00-23:30"),
             spread_s=600,
+        )
+    ]
+
+
+def test_start_says_it_of_some_devices_as_well(run: Fleet, controller: MemoryController) -> None:
+    run(
+        *("rollout", "start", "digits@2", "--bandwidth", "1MiB/s"),
+        *("--bandwidth", "link=lte:16KiB/s", "--window", "link=lte:01:00-05:00"),
+        *("--window", "site=berlin and line=2:22:00-04:00"),
+    )
+
+    assert controller.requests == [
+        RolloutRequest(
+            release="digits@2",
+            bytes_per_s=1 << 20,
+            rules=(
+                MannersRule(to="link=lte", bytes_per_s=16_384, windows=("01:00-05:00",)),
+                MannersRule(to="site=berlin and line=2", windows=("22:00-04:00",)),
+            ),
         )
     ]
 
