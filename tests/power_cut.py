@@ -158,9 +158,9 @@ class Recording:
 
 
 def _directories(entry: Naming) -> list[str]:
-    moves = isinstance(entry, (Move, MoveDirectory))
-    names = [entry.old, entry.new] if moves else [entry.name]
-    return [_parent(name) for name in names]
+    if isinstance(entry, (Move, MoveDirectory)):
+        return [_parent(entry.old), _parent(entry.new)]
+    return [_parent(entry.name)]
 
 
 def _parent(name: str) -> str:
