@@ -243,7 +243,7 @@ class _Parts:
         left, strengths, right = self.left[:, :rank], self.strengths[:rank], self.right[:rank]
         noise = max(1e-4, (self.energy - float(np.square(strengths).sum())) / self.size)
         # Steps that add about as much error as is left anyway, and numbers that fit into int8.
-        wanted = 8 * noise / strengths
+        wanted = 16 * noise / strengths
         peaks = np.maximum(np.abs(left).max(axis=0), np.abs(right).max(axis=1))
         room = strengths * np.square(peaks / 127)
         exponents = np.ceil(np.log2(np.maximum(wanted, room) * FACTOR_UNIT))

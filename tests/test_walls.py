@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("wire", "agent", "fleet")
+PACKAGES = ("wire", "agent", "fleet", "delta")
 
 
 def lint(house: Path) -> subprocess.CompletedProcess[str]:
@@ -20,7 +20,7 @@ def lint(house: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def house(tmp_path):
-    """A copy of the three packages, to break."""
+    """A copy of the packages, to break."""
     for package in PACKAGES:
         shutil.copytree(
             ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
@@ -50,6 +50,8 @@ def test_the_walls_stand(house):
         ("agent/engine/__init__.py", "import agent.core.state"),
         ("agent/shell/slots.py", "import numpy"),
         ("agent/config.py", "import agent.engine"),
+        ("agent/shell/slots.py", "import delta.decode"),
+        ("delta/spans.py", "import wire.ids"),
     ],
 )
 def test_a_hole_in_a_wall_is_seen(house, room, bad):

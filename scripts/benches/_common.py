@@ -103,6 +103,8 @@ def main(name: str, bars: list[Bar], measure: Callable[[bool], Result]) -> int:
 def _print_table(bars: list[Bar], result: Result) -> None:
     known = {bar.name: bar for bar in bars}
     for figure, value in result.figures.items():
+        if isinstance(value, list):
+            continue  # told line by line while it was measured
         shown = f"{value:.3g}" if isinstance(value, float) else str(value)
         bar = known.get(figure)
         verdict = "" if bar is None else f"{bar}  {'holds' if bar.holds(value) else 'MISSED'}"
