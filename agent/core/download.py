@@ -30,6 +30,10 @@ PATIENCE_S = (0.1, 0.6)
 MOST_PATIENCE = 8.0
 """How often that, when it takes the lead again and again and others lead already."""
 
+FAITH_S = 5.0
+"""How long frames that cannot be verified yet are taken for those of a leader: they may be
+anybody's, and must not keep a device from asking."""
+
 OVERDRAWN_S = 2.0
 FIRST_TIMEOUT_S = 1.0
 LAST_TIMEOUT_S = 60.0
@@ -193,7 +197,7 @@ class Download:
 
     def _follow(self, now: float) -> None:
         """Leave the asking to others for as long as something new comes of it."""
-        if self.own:
+        if self.own or now - self.last_progress > FAITH_S:
             return
         if self._follows_until is None:
             self._draws += 1

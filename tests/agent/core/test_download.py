@@ -392,3 +392,18 @@ def test_a_wave_costs_little_more_than_the_file(devices: int, seed: int, spread:
 
     late = sum(start > 0.05 for start in starts)
     assert published.total() <= 2 * (LAST + 1) + 16 * late
+
+
+def test_frames_that_nobody_can_verify_do_not_keep_a_device_from_asking_for_long() -> None:
+    download = Download(offer_of(BODY), 16, "seed")
+    download.open(b"", frozenset(), 0.0)
+    noise = ChunkFrame("data", 7, bytes(CHUNK))
+
+    now, asked_at = 0.0, []
+    while now < 30.0:
+        download.receive(noise, now)
+        if asked(download, now):
+            asked_at.append(now)
+        now += 0.05
+
+    assert any(at > 5.0 for at in asked_at)
