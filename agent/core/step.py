@@ -59,6 +59,9 @@ from wire.twin import Desired, DesiredRelease, Phase
 PROGRESS_S = 2.0
 """How often mere figures in `Reported` are published."""
 
+STALLED_S = 10.0
+"""Without a byte for this long a fetch has no speed."""
+
 FIRST_YIELD_S = 60.0
 LAST_YIELD_S = 900.0
 
@@ -301,6 +304,9 @@ def _publish(turn: Turn) -> None:
     state, now = turn.state, turn.now.mono
     if not state.online:
         return
+    since, then = state.speed_mark
+    if state.speed and state.transfer_bytes == then and now >= since + STALLED_S:
+        state.progress_wanted = True  # so that nobody goes on reckoning with the speed
     if state.report_wanted or (state.progress_wanted and now >= state.last_report + PROGRESS_S):
         state.report_wanted = state.progress_wanted = False
         _clock_speed(state, now)

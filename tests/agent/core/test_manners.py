@@ -353,6 +353,21 @@ def test_a_moving_fetch_reports_its_speed() -> None:
     assert report_of(world).bytes_per_s == 0
 
 
+def test_a_fetch_that_stalls_has_no_speed() -> None:
+    world = World(rate_bytes_s=1024, window_chunks=1)
+    made = world.add(make_release(1))
+    world.want(made, "r-1")
+    while not (world.reports and report_of(world).bytes_per_s):
+        world.connect()
+        world.go_on(1)
+
+    world.releases.clear()  # nobody answers any more
+    quiet(world, 60)
+
+    assert phase_of(world)[0] is Phase.FETCHING
+    assert report_of(world).bytes_per_s == 0
+
+
 def test_a_newer_rollout_of_the_same_release_goes_on_with_its_chunks() -> None:
     world = World(rate_bytes_s=1024)
     made = world.add(make_release(1))
