@@ -52,6 +52,8 @@ class HealthView(View):
     chunk_bytes_published: int = 0
     chunks_refused: int = 0
     """Asked for and not sent: not theirs, or too often."""
+    sender_cpu_s: float = 0.0
+    """Since start: for requests for chunks, for chunks, and for the whole line to the broker."""
 
 
 class VariantView(View):

@@ -10,6 +10,7 @@ import random
 import socket
 import ssl
 import threading
+import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ class Link:
         """Messages not followed, by why."""
         self._lock = threading.Lock()
         self._in_flight = 0
+        self._clock: int | None = None
+        """Of the network thread, once it has spoken."""
         self._full = False
         self._stopping = False
         self._client = mqtt.Client(
@@ -142,6 +145,11 @@ class Link:
     def connected(self) -> bool:
         """Whether the broker is there."""
         return self._client.is_connected()
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time of the network thread, which reads and writes everything."""
+        return time.clock_gettime(self._clock) if self._clock is not None else 0.0
 
     def has_room(self) -> bool:
         """Return whether to publish more now; after a no to a full link, Drained comes."""
@@ -184,6 +192,7 @@ class Link:
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
         if reason.is_failure:
             self._post(LinkDown(f"the broker refused us: {reason}"))
             return

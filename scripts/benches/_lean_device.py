@@ -46,7 +46,14 @@ class LeanDevice:
         self._files: dict[str, bytes] = {}
         started = int(time.time())
         self._state = AgentState(
-            Settings(device=id, boot=f"b-{id}", version="bench", started=started, window_s=3600)
+            Settings(
+                device=id,
+                boot=f"b-{id}",
+                version="bench",
+                started=started,
+                labels={"line": "slow" if id == "slow" else "fast"},
+                window_s=3600,
+            )
         )
         self._link = Link(
             broker,
