@@ -386,7 +386,9 @@ print(*engines.addresses())
     assert done.stdout == f"http://127.0.0.1:{port}\n"
 
 
-def test_a_run_directory_too_long_for_sockets_is_replaced_and_never_piles_up(tmp_path: Path) -> None:
+def test_a_run_directory_too_long_for_sockets_is_replaced_and_never_piles_up(
+    tmp_path: Path,
+) -> None:
     deep = tmp_path / ("x" * 100)
     killed = Engines(configure(tmp_path), deep, lambda _: None)
     left = (deep / "elsewhere").readlink()
