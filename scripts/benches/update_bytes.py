@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -176,7 +177,8 @@ def _train_python() -> Path:
     """Return the Python of an environment that can train, and that holds bsdiff4."""
     folder = CACHE / "bench-train"
     python = folder / "bin/python"
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest() + BSDIFF4
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = "\n".join([*project["optional-dependencies"]["train"], BSDIFF4, sys.version])
     stamp = folder / ".stamp"
     if not stamp.exists() or stamp.read_text() != wanted:
         note("installing farflung[train] and bsdiff4 into .cache/bench-train; this takes minutes")
