@@ -167,7 +167,7 @@ class CollectGarbage:
 
 @dataclass(frozen=True, slots=True)
 class TakeImports:
-    """Move what bundles brought into the slots; answer with ImportsTaken."""
+    """Move what bundles brought into the slots; answer with ImportsTaken before anything else."""
 
 
 @dataclass(frozen=True, slots=True)

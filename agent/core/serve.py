@@ -11,6 +11,7 @@ from agent.core.actions import (
     StartShadow,
 )
 from agent.core.jitter import draw
+from agent.core.reconcile import key_of
 from agent.core.retention import pinned_after
 from agent.core.state import Deployment, Generation, Installed, Role
 from agent.core.turn import Turn
@@ -193,6 +194,10 @@ def _fall_back(turn: Turn, model: str, why: str) -> None:
         deployments=deployments,
     )
     turn.refuse((bad.rollout, "rollout", bad.manifest))
+    wanted = turn.wanted(model)
+    if wanted is not None and wanted.manifest == bad.manifest:
+        # A later rollout that found it serving already would bring it here once more.
+        turn.refuse(key_of(wanted))
     turn.say(f"{model}: back to {model}@{good.version}: {fallback.detail}", "error")
 
 

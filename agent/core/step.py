@@ -79,6 +79,9 @@ def step(state: AgentState, event: Event, now: Instant) -> tuple[AgentState, lis
         if now.mono >= turn.state.next_collect:
             deploy.collect(turn)
         _publish(turn)
+    if isinstance(event, BundleReady) and not turn.state.stopping:
+        # Last, so that this step deletes nothing of what is moved in.
+        turn.do(TakeImports())
     return turn.result()
 
 
@@ -123,7 +126,7 @@ def _route(turn: Turn, event: Event) -> None:
         case SpaceMeasured(free_bytes, sizes):
             deploy.on_space(turn, Space(free_bytes, sizes))
         case BundleReady():
-            turn.do(TakeImports())
+            pass  # answered at the end of the step
         case ImportsTaken(found, blobs):
             deploy.on_imports(turn, found, blobs)
         case EngineReady(number, models):

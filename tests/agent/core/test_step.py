@@ -189,6 +189,25 @@ def test_a_refusal_is_remembered_when_the_champion_that_judged_it_is_gone(world:
     assert world.state.last_generation == starts + 3
 
 
+def test_a_release_that_a_later_rollout_adopted_is_not_tried_again_after_it_crashed(
+    world: World,
+) -> None:
+    at_version_1(world)
+    made = world.add(make_release(2))
+    world.want(made, "r-2", probation=Probation(labelled_pairs=0))
+    world.settle()
+    world.want(made, "r-3", probation=Probation(labelled_pairs=0))
+    world.settle()
+
+    for _ in range(3):
+        serving = [number for number, engine in world.engines.items() if engine.serving]
+        world.kill_engine(serving[-1])
+        world.settle()
+
+    assert champion_of(world) == 1
+    assert world.journal.deployments["digits"].purpose == "fallback"
+
+
 def test_an_engine_that_crashes_without_a_previous_release_is_restarted(world: World) -> None:
     at_version_1(world)
 

@@ -410,7 +410,7 @@ class World:
             case do.TakeImports():
                 imports = self.take_up()
                 files = {file for each in imports for file in each.files}
-                self.local.insert(0, ev.ImportsTaken(imports, frozenset(files & set(self.blobs))))
+                self.give(ev.ImportsTaken(imports, frozenset(files & set(self.blobs))))
             case do.KeepOrder(model):
                 self.imports[model] = replace(self.imports[model], order=None)
             case do.ForgetImport(model):
