@@ -192,7 +192,8 @@ def _with_rank(plain: Fit, guess: Floats, values: Rows) -> Fit:
     highest = min(_RANKS[-1], values.size // (4 * sum(values.shape)), np.count_nonzero(live))
     if highest < _RANKS[0]:
         return plain
-    parts = _Parts.of((values - guess)[live], highest)
+    # Clipped, since scales may be anything, and no singular vector is found beside infinity.
+    parts = _Parts.of((values - plain.span.width.clip(guess))[live], highest)
     best, misses = plain, 0
     for rank in (rank for rank in _RANKS if rank <= highest):
         left, right, exponents = parts.quantized(rank)

@@ -55,7 +55,7 @@ def test_a_delta_cut_anywhere_is_refused():
         assert attempt(base, delta[:length]) in (None, new), length
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     changes=st.lists(
         st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4
