@@ -239,7 +239,7 @@ class Download:
         """Return what to ask for now: the next window, and what was asked for in vain."""
         if not self.opened or self.complete or now < self._quiet_until:
             return []
-        overdue = [n for n, asked in self._asked.items() if now >= asked + self._timeout]
+        overdue = [n for n, asked in self._asked.items() if now >= self._late(asked)]
         if overdue and self.last_progress <= max(self._asked[n] for n in overdue):
             # Silence since we asked: the next wait is longer, and not the same on every device.
             self._lengthen_timeout()
@@ -358,10 +358,15 @@ class Download:
             return None
         return max(self._due(), self._quiet_until, self._follows_until or 0.0)
 
+    def _late(self, asked: float) -> float:
+        """Return when a request counts as lost."""
+        # What a device that left a wave asked for waits behind all that was in store for it.
+        return max(asked, self.last_progress if self.own else asked) + self._timeout
+
     def _due(self) -> float:
         if self.source and self._asked:
             return self.silent_at()
-        patience = [asked + self._timeout for asked in self._asked.values()]
+        patience = [self._late(asked) for asked in self._asked.values()]
         if not self.rate_bytes_s or self._allowance + ROUNDING >= self.offer.chunk_bytes:
             return min(patience, default=0.0)
         lacking = self.offer.chunk_bytes - self._allowance

@@ -407,3 +407,15 @@ def test_frames_that_nobody_can_verify_do_not_keep_a_device_from_asking_for_long
         now += 0.05
 
     assert any(at > 5.0 for at in asked_at)
+
+
+def test_on_its_own_topic_nothing_is_asked_for_again_while_something_comes() -> None:
+    download = started(window=4)
+    download.leave()
+    asked(download, 0.0)
+
+    for tick in range(30):
+        download.receive(frame(50 + tick), tick / 10)
+        assert asked(download, tick / 10 + 0.05) == []
+
+    assert asked(download, 2.9 + 1.1) == [0, 1, 2, 3]
