@@ -86,6 +86,9 @@ RETRY_S = 2.0
 """How long the loop rests after an error of its own, such as a full disk."""
 
 RESUBSCRIBE_S = ((1.0, 2.0), (5.0, 15.0))
+DELTA_WAIT_S = 10.0
+"""How long a rollout waits for deltas before it begins without them."""
+
 REISSUE_S = 10.0
 COMMAND_S = 60
 CALL_S = 60.0
@@ -252,16 +255,22 @@ class Controller:
 
     def start_rollout(self, request: RolloutRequest) -> RolloutView:
         """Start to bring a release to devices."""
-        # Deltas are made here, on the caller's thread, before the loop needs them.
-        for base, file in self._ask(lambda: self._books.delta_pairs(request, time.time())):
+        pairs = self._ask(lambda: self._books.delta_pairs(request, time.time()))
+        if pairs:
+            work = threading.Thread(target=self._make_deltas, args=(pairs,), daemon=True)
+            work.start()
+            # Whoever is told before they are made gets the whole file.
+            work.join(DELTA_WAIT_S)
+        return self._ask(lambda: self._start_rollout(request))
+
+    def _make_deltas(self, pairs: Iterable[tuple[str, str]]) -> None:
+        for base, file in pairs:
             try:
                 ways = self._blobs.delta(base, file)
+                self._ask(partial(self._keep_delta, base, file, ways))
             except Exception:
                 # A delta saves bytes; without it the file travels whole.
                 log.exception("no delta for %s", file)
-            else:
-                self._ask(partial(self._keep_delta, base, file, ways))
-        return self._ask(lambda: self._start_rollout(request))
 
     def rollouts(self) -> list[RolloutView]:
         """Return all rollouts, the newest first."""

@@ -29,8 +29,8 @@ WORTH_IT = 0.97
 """A compressed form longer than this share of the file costs devices more than it saves."""
 
 OPEN_FILES = 16
-MAX_DELTA_BYTES = 64 * 1024 * 1024
-"""Of the file and of its base: the encoder holds both, and takes about a second a megabyte."""
+MAX_DELTA_BYTES = 4 * 1024 * 1024
+"""Of the file and of its base: the encoder takes up to seven seconds a megabyte."""
 
 SMALLER_CHUNKS = (16 * 1024, 4 * 1024)
 """For devices that cannot take the usual ones, such as those behind a broker of small messages."""
@@ -57,6 +57,7 @@ class Blobs:
                 partial.unlink(missing_ok=True)
         self._offers: dict[str, tuple[Offer, ...]] = {}
         self._building = threading.Lock()
+        self._encoding = threading.Lock()
         self._reading = threading.Lock()
         self._open: OrderedDict[Path, BinaryIO] = OrderedDict()
 
@@ -163,13 +164,13 @@ class Blobs:
     def delta(self, base: str, file: str) -> tuple[Offer, ...]:
         """Return the ways in which `file` travels to who has `base`; none where it does not pay.
 
-        The first time this takes about a second a megabyte.
+        The first time this takes up to half a minute.
 
         Raises:
             OSError: one of the two is not kept, or the disk refuses.
         """
         stem = _stem(file, base)
-        with self._building:
+        with self._encoding:
             made = self._read_offers(stem)
             return made if made is not None else self._build_delta(base, file, stem)
 

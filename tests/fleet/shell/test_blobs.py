@@ -175,3 +175,13 @@ def test_a_delta_that_does_not_pay_is_not_offered(tmp_path: Path) -> None:
 
     assert blobs.delta(base, new) == ()
     assert Blobs(tmp_path).delta(base, new) == ()
+
+
+def test_a_large_file_travels_whole_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet.shell.blobs.MAX_DELTA_BYTES", len(NOISE) - 1)
+    blobs = Blobs(tmp_path)
+    base, new = keep(blobs, NOISE), keep(blobs, NOISE[:-1] + b"!")
+
+    assert blobs.delta(base, new) == ()
