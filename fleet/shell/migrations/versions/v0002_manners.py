@@ -16,6 +16,6 @@ def downgrade() -> None:
     """Refuse: a store never goes back; restore a copy instead.
 
     Raises:
-        NotImplementedError: always.
+        RuntimeError: always.
     """
-    raise NotImplementedError("a store never goes back; restore a copy instead")
+    raise RuntimeError("a store never goes back; restore a copy instead")
