@@ -49,7 +49,7 @@ from fleet.core.views import (
     RolloutRequest,
     RolloutView,
 )
-from fleet.shell.blobs import Blobs, Writer
+from fleet.shell.blobs import CHUNK_BYTES, Blobs, Writer
 from fleet.shell.key import read_or_make_key
 from fleet.shell.link import Drained, Heard, Link, LinkDown, LinkUp
 from fleet.shell.store import Change, DesiredRow, Item, Store
@@ -62,7 +62,7 @@ from wire.manifest import File, Manifest
 from wire.seal import Sealer
 from wire.telemetry import Ack, Health, ScoreWindow
 from wire.topics import Kind, Topic
-from wire.transfer import CHUNK_BYTES, ChunkFrame, FetchRequest, Offer
+from wire.transfer import ChunkFrame, FetchRequest, Offer
 from wire.twin import DeploymentReport, Reported, Status
 
 log = logging.getLogger("fleet.controller")

@@ -48,9 +48,9 @@ def test_the_walls_stand(house):
         ("agent/shell/link.py", "import agent.shell.slots"),
         ("fleet/shell/blobs.py", "import fleet.shell.link"),
         ("agent/engine/__init__.py", "import agent.core.state"),
-        ("agent/shell/slots.py", "import numpy"),
+        ("agent/shell/slots/slots.py", "import numpy"),
         ("agent/config.py", "import agent.engine"),
-        ("agent/shell/slots.py", "import delta.decode"),
+        ("agent/shell/slots/slots.py", "import delta.decode"),
         ("delta/spans.py", "import wire.ids"),
     ],
 )

@@ -18,7 +18,7 @@ from wire.ids import Digest
 from wire.manifest import Size
 
 CHUNK_BYTES = 64 * 1024
-"""Default chunk size: within 20% of the fastest on a LAN and under every broker's limit."""
+"""What a document means that does not say how long chunks are, or may be."""
 
 HASH_BYTES = 32
 MAX_WINDOW_CHUNKS = 64

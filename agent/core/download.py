@@ -12,7 +12,7 @@ whoever came late asks for what it missed when the rest is through.
 
 import math
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 
 from agent.core.jitter import draw
 from wire.transfer import (
@@ -239,7 +239,7 @@ class Download:
         """Return what to ask for now: the next window, and what was asked for in vain."""
         if not self.opened or self.complete or now < self._quiet_until:
             return []
-        overdue = [n for n, asked in self._asked.items() if now >= self._late(asked)]
+        overdue = self._overdue(now)
         if overdue and self.last_progress <= max(self._asked[n] for n in overdue):
             # Silence since we asked: the next wait is longer, and not the same on every device.
             self._lengthen_timeout()
@@ -363,14 +363,19 @@ class Download:
         # What a device that left a wave asked for waits behind all that was in store for it.
         return max(asked, self.last_progress if self.own else asked) + self._timeout
 
+    def _overdue(self, now: float) -> list[int]:
+        # They lie in the order in which they were asked for.
+        waiting = self._asked.items()
+        return [number for number, _ in takewhile(lambda each: now >= self._late(each[1]), waiting)]
+
     def _due(self) -> float:
         if self.source and self._asked:
             return self.silent_at()
-        patience = [self._late(asked) for asked in self._asked.values()]
+        late = self._late(next(iter(self._asked.values()))) if self._asked else 0.0
         if not self.rate_bytes_s or self._allowance + ROUNDING >= self.offer.chunk_bytes:
-            return min(patience, default=0.0)
+            return late
         lacking = self.offer.chunk_bytes - self._allowance
         earned = self._allowed_at + lacking / self.rate_bytes_s
         if len(self._asked) <= self.window // 2:
             return earned
-        return max(min(patience), earned)
+        return max(late, earned)

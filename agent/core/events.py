@@ -57,11 +57,11 @@ class ReportHeard:
 
 
 @dataclass(frozen=True, slots=True)
-class FrameCame:
-    """A chunk, unverified, of the transfer whose index has this digest."""
+class FramesCame:
+    """Chunks, unverified, of the transfer whose index has this digest, in the order they came."""
 
     index: str
-    frame: ChunkFrame
+    frames: tuple[ChunkFrame, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +243,7 @@ Event = (
     | DesiredCame
     | Refused
     | ReportHeard
-    | FrameCame
+    | FramesCame
     | FrameBroken
     | SourceFrame
     | SourceFailed

@@ -32,7 +32,7 @@ from agent.core.events import (
     EngineReady,
     Event,
     FrameBroken,
-    FrameCame,
+    FramesCame,
     HealthSampled,
     ImportsTaken,
     ManifestRead,
@@ -99,8 +99,9 @@ def _route(turn: Turn, event: Event) -> None:
             _desired(turn, desired)
         case Refused(text):
             telemetry.refuse(turn, text)
-        case FrameCame(index, frame):
-            deploy.on_frame(turn, index, frame)
+        case FramesCame(index, frames):
+            for frame in frames:
+                deploy.on_frame(turn, index, frame)
         case FrameBroken(index, text):
             deploy.on_broken(turn, index, text)
         case SourceFrame(url, index, frame):

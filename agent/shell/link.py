@@ -26,7 +26,7 @@ from agent.core.events import (
     Disconnected,
     Event,
     FrameBroken,
-    FrameCame,
+    FramesCame,
     Refused,
     ReportHeard,
     TwinSeen,
@@ -365,7 +365,7 @@ class Link:
             return FrameBroken(index, str(error))
         if frame.part != part:
             return FrameBroken(index, f"frame: expected part {part}, got {frame.part}")
-        return FrameCame(index, frame)
+        return FramesCame(index, (frame,))
 
     def _command(self, topic: Topic, body: bytes) -> Event:
         command = self._verifier.open(Command, body)

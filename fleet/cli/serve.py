@@ -19,7 +19,7 @@ from fleet.cli.render import answer
 from fleet.cli.session import USAGE, Session, common
 from fleet.core.errors import FleetError
 from fleet.core.views import Refusal, View
-from wire.transfer import CHUNK_BYTES
+from fleet.shell.blobs import CHUNK_BYTES, MAX_CHUNK_BYTES
 
 DEFAULT_BROKER_PORT = 1883
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
@@ -72,7 +72,7 @@ class _Access:
 )
 @click.option(
     "--chunk-bytes",
-    type=click.IntRange(1024, 64 * 1024),
+    type=click.IntRange(1024, MAX_CHUNK_BYTES),
     default=CHUNK_BYTES,
     show_default=True,
     help="How much of a model one message carries; less where the broker or the line asks for it.",

@@ -13,12 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from fleet.shell.blobs import CHUNK_BYTES
 from scripts.benches._common import Bar, CannotMeasureError, Result, main, note
 from scripts.benches._lines import Line, line_to
 from tests.brokers import Broker, start_mosquitto, start_nats
 from tests.e2e.harness import Agent, Fleet
 from tests.e2e.models import MEBIBYTE, write_big_model
-from wire.transfer import CHUNK_BYTES
 
 BARS = [Bar("received_ratio", at_most=1.02), Bar("published_over_bound", at_most=1)]
 KILLS = 20

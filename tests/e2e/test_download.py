@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from fleet.shell.blobs import CHUNK_BYTES
 from tests.e2e.app import App
 from tests.e2e.disk import Disk, small_disk
 from tests.e2e.harness import SAMPLES, Agent, Fleet, wait_for
 from tests.e2e.models import MEBIBYTE, write_big_model
 from tests.e2e.wiretap import Wiretap
 from wire.ids import digest_of
-from wire.transfer import CHUNK_BYTES, chunk_hash
+from wire.transfer import chunk_hash
 from wire.twin import Reason
 
 WINDOW = 16

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fleet.core.views import RolloutStatus
+from fleet.shell.blobs import CHUNK_BYTES
 from tests.e2e.harness import Fleet, wait_for
 from tests.e2e.models import MEBIBYTE, write_big_model
 from tests.e2e.wiretap import Wiretap
 from wire.ids import digest_of
-from wire.transfer import CHUNK_BYTES
 
 WINDOW = 8
 SLOW = {"bytes_per_s": 4 * MEBIBYTE, "window_chunks": WINDOW, "reserve_mb": 0}

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from fleet.shell.blobs import CHUNK_BYTES
 from scripts.benches.fanout import Site
 from scripts.benches.resume import WINDOW_CHUNKS, one_pull
 from tests.brokers import Broker
 from tests.e2e.conftest import BROKERS
 from tests.e2e.models import MEBIBYTE
-from wire.transfer import CHUNK_BYTES
 
 
 @pytest.mark.parametrize("kind", BROKERS)

@@ -20,6 +20,7 @@ from fleet.controller import Controller
 from fleet.core.port import ControllerPort
 from fleet.core.sender import ECHO_S
 from fleet.core.views import Refusal, RolloutRequest, RolloutStatus, RolloutView
+from fleet.shell.blobs import CHUNK_BYTES
 from fleet.shell.store import Item, Store
 from tests.brokers import Broker, start_mosquitto, start_nats
 from tests.fleet.device import Script, ScriptedDevice, commits, refuses
@@ -31,7 +32,7 @@ from wire.manners import Manners
 from wire.seal import Verifier
 from wire.telemetry import Histogram, ScoreWindow
 from wire.topics import RULES, Kind, Topic, build
-from wire.transfer import CHUNK_BYTES, FetchRequest
+from wire.transfer import FetchRequest
 from wire.twin import Desired, Reported, Status
 
 T = TypeVar("T")

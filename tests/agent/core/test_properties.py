@@ -130,16 +130,25 @@ class AnyHistory(RuleBasedStateMachine):
     def the_network_misbehaves(self, data: st.DataObject) -> None:
         network = self.world.network
         place = data.draw(st.integers(0, len(network) - 1))
-        match data.draw(st.sampled_from(("overtake", "repeat", "damage", "cut"))):
+        match data.draw(st.sampled_from(("overtake", "repeat", "join", "damage", "cut"))):
             case "overtake":
                 self.world.give(network.pop(place))
             case "repeat":
                 network.append(network[place])
+            case "join":
+                first, behind = network[place], network[place + 1 : place + 2]
+                for event in behind:
+                    frames = isinstance(first, ev.FramesCame) and isinstance(event, ev.FramesCame)
+                    if frames and first.index == event.index:
+                        network[place : place + 2] = [
+                            ev.FramesCame(first.index, first.frames + event.frames)
+                        ]
             case "damage":
                 event = network[place]
-                if isinstance(event, ev.FrameCame):
-                    noise = ChunkFrame(event.frame.part, event.frame.number, data.draw(st.binary()))
-                    network[place] = ev.FrameCame(event.index, noise)
+                if isinstance(event, ev.FramesCame):
+                    frame = event.frames[0]
+                    noise = ChunkFrame(frame.part, frame.number, data.draw(st.binary()))
+                    network[place] = ev.FramesCame(event.index, (noise, *event.frames[1:]))
                 elif isinstance(event, ev.SourceFrame):
                     noise = ChunkFrame(event.frame.part, event.frame.number, data.draw(st.binary()))
                     network[place] = ev.SourceFrame(event.url, event.index, noise)

@@ -393,11 +393,14 @@ def test_a_poisoned_frame_is_dropped_counted_and_asked_for_again(world: World) -
     poisoned: list[ev.Event] = []
 
     def flip(event: ev.Event) -> ev.Event:
-        if not isinstance(event, ev.FrameCame) or event.frame.part != "data" or len(poisoned) == 3:
+        if not isinstance(event, ev.FramesCame) or len(poisoned) == 3:
+            return event
+        (frame,) = event.frames
+        if frame.part != "data":
             return event
         poisoned.append(event)
-        payload = bytes([event.frame.payload[0] ^ 1]) + event.frame.payload[1:]
-        return ev.FrameCame(event.index, ChunkFrame("data", event.frame.number, payload))
+        payload = bytes([frame.payload[0] ^ 1]) + frame.payload[1:]
+        return ev.FramesCame(event.index, (ChunkFrame("data", frame.number, payload),))
 
     world.tamper = flip
     world.want(world.add(make_release(1)), "r-1")
@@ -412,10 +415,12 @@ def test_a_source_that_only_poisons_costs_few_requests_and_the_rollout(world: Wo
     at_version_1(world)
 
     def poison(event: ev.Event) -> ev.Event:
-        if not isinstance(event, ev.FrameCame) or event.frame.part != "data":
+        if not isinstance(event, ev.FramesCame) or event.frames[0].part != "data":
             return event
-        wrong = b"\0" * len(event.frame.payload)
-        return ev.FrameCame(event.index, ChunkFrame("data", event.frame.number, wrong))
+        wrong = [
+            ChunkFrame("data", frame.number, b"\0" * len(frame.payload)) for frame in event.frames
+        ]
+        return ev.FramesCame(event.index, tuple(wrong))
 
     asked_before = len(world.fetched)
     world.tamper = poison
@@ -434,7 +439,7 @@ def test_what_is_no_frame_counts_as_a_wrong_one(world: World) -> None:
     broken: list[ev.Event] = []
 
     def cut(event: ev.Event) -> ev.Event:
-        if not isinstance(event, ev.FrameCame) or len(broken) == 2:
+        if not isinstance(event, ev.FramesCame) or len(broken) == 2:
             return event
         broken.append(event)
         return ev.FrameBroken(event.index, "frame: expected at least 8 bytes, got 3")

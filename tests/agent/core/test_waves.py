@@ -30,7 +30,7 @@ def hear(world: World, count: int) -> list[do.Action]:
     """Give the device frames that others asked for, of no use to it."""
     download = world.state.download
     assert download is not None
-    frame = ev.FrameCame(download.offer.index, ChunkFrame("data", 0, bytes(CHUNK + 1)))
+    frame = ev.FramesCame(download.offer.index, (ChunkFrame("data", 0, bytes(CHUNK + 1)),))
     return [action for _ in range(count) for action in world.give(frame)]
 
 

@@ -352,7 +352,7 @@ class World:
                 self.give(self.local.pop(0))
             elif self.network:
                 event = self.network.pop(0)
-                if not isinstance(event, ev.FrameCame) or event.index in self.listening:
+                if not isinstance(event, ev.FramesCame) or event.index in self.listening:
                     self.give(self.tamper(event))
             else:
                 wake = next_wake(self.state, self.now())
@@ -476,7 +476,7 @@ class World:
             self.fetched.append((request.index, request.part, number))
             payload = source[number * CHUNK : (number + 1) * CHUNK]
             frame = ChunkFrame(request.part, number, payload)
-            self.network.append(ev.FrameCame(request.index, frame))
+            self.network.append(ev.FramesCame(request.index, (frame,)))
 
     def _answer_range(self, url: str, offer: Offer, first: int, count: int) -> None:
         self.ranges.append((url, first, count))

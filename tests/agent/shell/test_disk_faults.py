@@ -10,7 +10,7 @@ import pytest
 from agent.core import actions as do
 from agent.core import events as ev
 from agent.errors import DeviceError
-from agent.shell import slots
+from agent.shell.slots import slots
 from tests.agent.core.world import CHUNK, World, champion_of, make_release, phase_of
 from tests.agent.shell.desk import Desk
 from tests.operations import (

@@ -21,7 +21,7 @@ from agent.core.events import (
     Disconnected,
     Event,
     FrameBroken,
-    FrameCame,
+    FramesCame,
     Refused,
     ReportHeard,
     TwinSeen,
@@ -185,7 +185,7 @@ def test_orders_frames_and_acknowledgements_become_events(broker: Broker) -> Non
             DesiredCame: DesiredCame(desired),
             CommandCame: CommandCame(command),
             AckCame: AckCame(9),
-            FrameCame: FrameCame(TRANSFER, frame),
+            FramesCame: FramesCame(TRANSFER, (frame,)),
         }
 
         link.unlisten(TRANSFER)
@@ -211,8 +211,8 @@ def test_a_device_that_leaves_a_wave_hears_what_is_sent_to_it_alone(broker: Brok
         peer.publish(alone, frames[2].encode())
         peer.publish(Topic(Kind.DATA, TRANSFER), frames[1].encode())
 
-        assert together == [FrameCame(TRANSFER, frames[1])]
-        assert ear.all_within(0.5) == [FrameCame(TRANSFER, frames[2])]
+        assert together == [FramesCame(TRANSFER, (frames[1],))]
+        assert ear.all_within(0.5) == [FramesCame(TRANSFER, (frames[2],))]
 
 
 def test_the_broker_owes_a_report_until_it_acknowledged_it(broker: Broker) -> None:
@@ -305,7 +305,7 @@ def test_after_a_killed_broker_it_returns_with_all_its_subscriptions(broker: Bro
         with peer_of(broker) as peer:
             peer.publish(Topic(Kind.INDEX, TRANSFER), frame.encode())
 
-            assert ear.next(FrameCame) == FrameCame(TRANSFER, frame)
+            assert ear.next(FramesCame) == FramesCame(TRANSFER, (frame,))
 
 
 def test_it_subscribes_a_second_time_and_hears_retained_state_again(broker: Broker) -> None:

@@ -14,10 +14,10 @@ import zstandard
 
 from agent.core.events import BlobStored
 from agent.core.state import Journal
-from agent.shell import slots
 from agent.shell.bundle import unpack
 from agent.shell.imports import Imports, hand_over
 from agent.shell.outbox import Outbox
+from agent.shell.slots import slots
 from tests.agent.shell.desk import CHUNK, Desk, index_of, noise, offer_of
 from tests.operations import DiskTap, Sync, SyncNames
 from tests.power_cut import LOSSES, Contents, Recording, read_contents, write_contents

@@ -21,8 +21,8 @@ from agent.core.events import (
 )
 from agent.core.state import Deployment, Installed, Journal
 from agent.errors import DeviceError
-from agent.shell import slots as slots_module
 from agent.shell.slots import Slots
+from agent.shell.slots import slots as slots_module
 from tests.agent.shell.desk import CHUNK, Desk, index_of, noise, offer_of
 from wire.codec import encode
 from wire.ids import digest_hex, digest_of

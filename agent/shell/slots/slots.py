@@ -37,6 +37,7 @@ from agent.core.events import (
 from agent.core.journal import read_journal, write_journal
 from agent.core.state import Journal
 from agent.errors import DeviceError
+from agent.shell.slots.partial import PIECE_BYTES, Partial, write_all
 from wire.codec import MAX_DOCUMENT_BYTES, DecodeError, decode
 from wire.ids import digest_hex, digest_of
 from wire.manifest import Manifest
@@ -48,11 +49,11 @@ log = logging.getLogger(__name__)
 CLOSE_S = 5.0
 """How long closing waits for the thread; it looks up after every piece."""
 
-PIECE_BYTES = 256 * 1024
 DECODE_COMMAND = (sys.executable, "-m", "delta", "decode")
 DECODE_S = 600.0
 LOOK_UP_S = 0.2
 SYNC_BYTES = 8 * 1024 * 1024
+LOOK_AT_SPACE_BYTES = 1024 * 1024
 MAX_ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
 """What zstd level 19 uses at most. A frame that wants more memory is refused."""
 
@@ -91,11 +92,13 @@ class Slots:
         self._blobs = data_dir / "blobs"
         self._partial = data_dir / "partial"
         self._lock = threading.Lock()
-        self._open: dict[str, int] = {}
+        self._open: dict[str, Partial] = {}
         self._finishing: set[str] = set()
         self._fresh: set[str] = set()
         self._written = 0
         self._unsynced = 0
+        self._headroom = 0
+        """Bytes that may be written before it is looked again what is free."""
         self._idle = True
         """No sync of a partial is under way."""
         self._closing = False
@@ -269,7 +272,7 @@ class Slots:
         with self._lock:
             names = {digest_hex(transfer) for transfer in keep | self._finishing}
             for transfer in [t for t in self._open if digest_hex(t) not in names]:
-                os.close(self._open.pop(transfer))
+                os.close(self._open.pop(transfer).fd)
         for path in list(self._partial.iterdir()):
             if path.stem not in names:
                 _remove(path)
@@ -302,24 +305,27 @@ class Slots:
         try:
             self._respect_reserve(len(payload))
             with self._lock:
-                fd = self._open.get(transfer)
-                if fd is None:
+                part = self._open.get(transfer)
+                if part is None:
                     return
-                _write_all(fd, payload, offset)
+                part.write(payload, offset)
                 self._unsynced += len(payload)
                 if self._unsynced >= SYNC_BYTES and self._idle:
                     # Written out while the rest is still coming, so that the end is not a long
                     # wait, and a power cut costs little.
                     self._unsynced = 0
                     self._idle = False
-                    self._submit(self._sync, transfer, os.dup(fd))
+                    self._submit(self._sync, transfer, part, os.dup(part.fd))
             self._written += len(payload)
         except OSError as error:
             self._fail_by(transfer, error)
 
-    def _sync(self, transfer: str, fd: int) -> None:
+    def _sync(self, transfer: str, part: Partial, fd: int) -> None:
         try:
             os.fdatasync(fd)
+            part.hash_on(fd, 2 * SYNC_BYTES, self._check_closing)
+        except _ClosingError:
+            pass
         except OSError as error:
             self._fail_by(transfer, error)  # the kernel says so once, never again at the end
         finally:
@@ -329,21 +335,21 @@ class Slots:
     def finish(self, offer: Offer) -> None:
         """Decode, hash, fsync and store a complete transfer: post BlobStored or BlobRefused."""
         with self._lock:
-            fd = self._open.pop(offer.transfer, None)
-            if fd is not None:
+            part = self._open.pop(offer.transfer, None)
+            if part is not None:
                 self._finishing.add(offer.transfer)
-        if fd is None:
+        if part is None:
             detail = f"{offer.transfer[:19]}: its partial is not open"
             self._post(BlobRefused(offer.file, Reason.IO_ERROR, detail))
         else:
-            self._submit(self._finish, offer, fd)
+            self._submit(self._finish, offer, part)
 
     def close_transfer(self, transfer: str) -> None:
         """Close a partial; its bytes stay until the garbage is collected."""
         with self._lock:
-            fd = self._open.pop(transfer, None)
-            if fd is not None:
-                os.close(fd)
+            part = self._open.pop(transfer, None)
+            if part is not None:
+                os.close(part.fd)
 
     def _open_transfer(self, offer: Offer) -> None:
         fd = -1
@@ -353,6 +359,8 @@ class Slots:
             os.ftruncate(fd, offer.transfer_bytes)
             index = self._read_index(offer)
             present = frozenset(self._chunks_present(fd, offer, index)) if index else frozenset()
+            gap = next((n for n in range(offer.chunks) if n not in present), offer.chunks)
+            upto = min(gap * offer.chunk_bytes, offer.transfer_bytes)
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
@@ -363,8 +371,8 @@ class Slots:
             with self._lock:
                 before = self._open.pop(offer.transfer, None)
                 if before is not None:
-                    os.close(before)
-                self._open[offer.transfer] = fd
+                    os.close(before.fd)
+                self._open[offer.transfer] = Partial(fd, offer.transfer_bytes, upto)
             self._post(TransferOpened(offer.transfer, index, present))
 
     def _read_index(self, offer: Offer) -> bytes:
@@ -384,13 +392,15 @@ class Slots:
             if chunk_hash(payload) == index[number * HASH_BYTES : (number + 1) * HASH_BYTES]:
                 yield number
 
-    def _finish(self, offer: Offer, fd: int) -> None:
+    def _finish(self, offer: Offer, partial: Partial) -> None:
+        fd = partial.fd
         part = self._path(offer.transfer, "part")
         unpacked = self._path(offer.transfer, "new")
         event: Event
         try:
             if offer.encoding == "identity":
-                self._check_file(fd, offer)
+                hexdigest = partial.digest(self._check_closing)
+                _compare(offer, hexdigest, os.fstat(fd).st_size)
                 os.fsync(fd)
                 ready = part
             else:
@@ -422,14 +432,6 @@ class Slots:
                 path.unlink(missing_ok=True)
         self._post(event)
 
-    def _check_file(self, fd: int, offer: Offer) -> None:
-        hasher = hashlib.sha256()
-        os.lseek(fd, 0, os.SEEK_SET)
-        while piece := os.read(fd, PIECE_BYTES):
-            self._check_closing()
-            hasher.update(piece)
-        _compare(offer, hasher.hexdigest(), os.fstat(fd).st_size)
-
     def _unpack(self, fd: int, offer: Offer, target: Path) -> None:
         import zstandard  # only while a compressed file is finished
 
@@ -460,7 +462,7 @@ class Slots:
                     )
                 self._respect_reserve(len(piece))
                 hasher.update(piece)
-                _write_all(out.fileno(), piece, size - len(piece))
+                write_all(out.fileno(), piece, size - len(piece))
                 self._written += len(piece)
             _compare(offer, hasher.hexdigest(), size)
             os.fsync(out.fileno())
@@ -477,7 +479,9 @@ class Slots:
             raise _RefusalError(Reason.BAD_ARTIFACT, f"the delta was not decoded: {why}")
         self._written += offer.file_bytes
         with target.open("rb") as out:
-            self._check_file(out.fileno(), offer)
+            size = os.fstat(out.fileno()).st_size
+            hexdigest = Partial(out.fileno(), size).digest(self._check_closing)
+            _compare(offer, hexdigest, size)
             os.fsync(out.fileno())
 
     def _run(self, command: list[str]) -> tuple[int, bytes]:
@@ -532,17 +536,23 @@ class Slots:
         return volume.f_bavail * volume.f_frsize
 
     def _respect_reserve(self, coming: int) -> None:
+        if not self._reserve_bytes:
+            return
+        self._headroom -= coming
+        if self._headroom >= 0:
+            return
         free = self._free_bytes() - coming
-        if self._reserve_bytes and free < self._reserve_bytes:
+        if free < self._reserve_bytes:
             raise OSError(
                 errno.ENOSPC, f"{self._reserve_bytes} bytes are to stay free, {free} would"
             )
+        self._headroom = min(free - self._reserve_bytes, LOOK_AT_SPACE_BYTES)
 
     def _write_new(self, path: Path, data: bytes) -> Path:
         """Write and fsync a file that is then renamed to where it belongs."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o640)
         try:
-            _write_all(fd, data, 0)
+            write_all(fd, data, 0)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -595,13 +605,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:  # the next collection finds it again
         log.warning("%s: cannot be deleted: %s", path, error.strerror)
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
 
 
 def _sync_directory(path: Path) -> None:
