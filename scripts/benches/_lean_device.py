@@ -66,7 +66,8 @@ class LeanDevice:
 
     def run(self) -> None:
         """Work until the process ends."""
-        able = Capabilities(architecture="x86_64", runtimes={"onnxruntime": "1"})
+        runtimes = {"onnxruntime": "1"}
+        able = Capabilities(architecture="x86_64", runtimes=runtimes, max_chunk_bytes=256 * 1024)
         self._own.append(ev.Booted(Journal(), able, frozenset()))
         self._link.start()
         while True:
