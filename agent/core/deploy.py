@@ -46,6 +46,8 @@ COLLECT_S = 86_400.0
 """How often garbage is taken out even if nothing happens."""
 LAG_S = 2.0
 LAG_WINDOWS = 1.5
+MOST_PAUSES = 3
+"""How often a device that lags waits until it caught up; then it goes on by itself."""
 
 
 def converge(turn: Turn) -> None:
@@ -370,8 +372,8 @@ def _fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: 
         detail = f"no chunk for {idle:.0f} s at {download.done_bytes} bytes{bad}"
         finish(turn, deployment, Phase.TIMED_OUT, Reason.NO_PROGRESS, detail)
         return
-    if not download.own and (download.overdrawn or lags(turn)):
-        leave(turn)
+    if not download.own:
+        _keep_up(turn, download)
     for request in download.requests_due(turn.now.mono):
         turn.do(PublishFetch(request))
 
@@ -387,6 +389,53 @@ def lags(turn: Turn, windows: float = LAG_WINDOWS) -> bool:
     behind = download.heard_bytes - state.report_owed_bytes
     owed = turn.now.mono - state.report_owed_at
     return owed > LAG_S and behind > windows * download.window_bytes
+
+
+def _keep_up(turn: Turn, download: Download) -> None:
+    """See to it that the broker does not hold back ever more for this device."""
+    if download.catching_up:
+        if turn.now.mono >= download.caught_up_by:
+            _rejoin(turn, download)
+    elif download.overdrawn:
+        leave(turn)
+    elif lags(turn):
+        if download.pauses >= MOST_PAUSES:
+            leave(turn)
+            return
+        # What is on its way is not asked for again; what passes meanwhile, others may lack too.
+        download.catch_up()
+        turn.do(Listen(download.offer.index, own=True))  # and what is on its way
+        turn.state.report_owed_at = None
+        turn.state.report_wanted = True
+        turn.say(f"{download.offer.transfer[:19]}: too fast for this line, catching up")
+
+
+def on_report_heard(turn: Turn) -> None:
+    """Everything came that the broker had for this device when it took the report."""
+    state, download = turn.state, turn.state.download
+    state.report_owed_at = None
+    if download is None or not download.catching_up:
+        return
+    download.catching_up -= 1
+    if download.catching_up:
+        state.report_wanted = True
+    else:
+        _rejoin(turn, download)
+
+
+def on_connected(turn: Turn) -> None:
+    """Nothing is held back on a new connection."""
+    download = turn.state.download
+    if download is not None and download.catching_up:
+        _rejoin(turn, download)
+
+
+def _rejoin(turn: Turn, download: Download) -> None:
+    """Hear the shared topic again."""
+    download.caught_up(turn.now.mono)
+    turn.state.report_owed_at = None
+    if not download.resting:
+        turn.do(Listen(download.offer.index, download.own))
 
 
 def leave(turn: Turn) -> None:

@@ -35,6 +35,11 @@ FAITH_S = 5.0
 anybody's, and must not keep a device from asking."""
 
 OVERDRAWN_S = 2.0
+REPORTS_BEHIND = 2
+"""After so many acknowledged reports no frame is left of what was held back: the first may have
+been sent before the topic was left."""
+CATCH_UP_S = 10.0
+"""How long a device that catches up waits for more before it goes on all the same."""
 FIRST_TIMEOUT_S = 1.0
 LAST_TIMEOUT_S = 60.0
 SOURCE_SILENCE_S = 10.0
@@ -88,6 +93,11 @@ class Download:
     opened: bool = False
     resting: bool = False
     """Its topic was left, since nothing is to be fetched now."""
+    catching_up: int = 0
+    """How many reports are to be acknowledged before its topic, left because it was too fast, is
+    heard again; 0: it is."""
+    pauses: int = 0
+    """How often it was left for that."""
     source: str = ""
     """URL of the source that is asked for ranges; empty: the broker is asked for windows."""
     last_progress: float = 0.0
@@ -237,7 +247,7 @@ class Download:
 
     def requests_due(self, now: float) -> list[FetchRequest]:
         """Return what to ask for now: the next window, and what was asked for in vain."""
-        if not self.opened or self.complete or now < self._quiet_until:
+        if not self.opened or self.complete or self.catching_up or now < self._quiet_until:
             return []
         overdue = self._overdue(now)
         if overdue and self.last_progress <= max(self._asked[n] for n in overdue):
@@ -301,9 +311,27 @@ class Download:
         """What is under way at most at this device's own wish."""
         return self.window * self.offer.chunk_bytes
 
+    def catch_up(self) -> None:
+        """Ask for nothing until what the broker held back for this device has come."""
+        self.catching_up = REPORTS_BEHIND
+        self.pauses += 1
+
+    @property
+    def caught_up_by(self) -> float:
+        """Until when frames held back may still come, monotonic seconds."""
+        return self.last_progress + CATCH_UP_S
+
+    def caught_up(self, now: float) -> None:
+        """Follow the others again, if there are any left."""
+        self.catching_up = 0
+        self.forget_requests()
+        self.last_progress = now
+        self._follow(now)
+
     def leave(self) -> None:
         """Leave the shared topic: from now on the frames come on this device's own."""
         self.own = True
+        self.catching_up = 0
         self._allowance = max(self._allowance, 0.0)
         self.forget_requests()
 
@@ -348,6 +376,7 @@ class Download:
     def resume(self, now: float) -> None:
         """Go on after a rest: nothing is on its way, and no deadline ran."""
         self.resting = False
+        self.catching_up = 0
         self.last_progress = now
         self._asked.clear()
         self._timeout = FIRST_TIMEOUT_S
@@ -356,6 +385,8 @@ class Download:
         """Return when `requests_due` next has something to say, in monotonic seconds."""
         if not self.opened or self.complete:
             return None
+        if self.catching_up:
+            return self.caught_up_by
         return max(self._due(), self._quiet_until, self._follows_until or 0.0)
 
     def _late(self, asked: float) -> float:

@@ -94,7 +94,7 @@ def _route(turn: Turn, event: Event) -> None:
         case Disconnected():
             _disconnected(turn)
         case ReportHeard():
-            turn.state.report_owed_at = None
+            deploy.on_report_heard(turn)
         case DesiredCame(desired):
             _desired(turn, desired)
         case Refused(text):
@@ -201,6 +201,7 @@ def _connected(turn: Turn) -> None:
     if state.download is not None:
         state.download.forget_requests()
         state.download.last_progress = turn.now.mono
+        deploy.on_connected(turn)
     turn.do(PublishOnline())
     state.report_wanted = True
     telemetry.on_connected(turn)

@@ -6,7 +6,8 @@ import pytest
 
 from agent.core import actions as do
 from agent.core import events as ev
-from agent.core.deploy import LAG_S
+from agent.core.deploy import LAG_S, MOST_PAUSES
+from agent.core.download import CATCH_UP_S
 from tests.agent.core.world import CHUNK, World, champion_of, make_release
 from wire.transfer import ChunkFrame
 
@@ -44,16 +45,73 @@ def beyond_a_window(world: World) -> int:
     return 2 * world.state.settings.window_chunks
 
 
-def test_a_device_for_which_the_broker_holds_too_much_goes_on_by_itself(world: World) -> None:
-    hear(world, beyond_a_window(world))
+def lag(world: World) -> list[do.Action]:
+    """Let the device find that the broker holds back more than it asked for."""
+    actions = world.give(ev.Ticked())
+    world.state.report_wanted = True
+    actions += hear(world, beyond_a_window(world))
+    world.mono += LAG_S + 0.1
+    return actions + hear(world, 1)
+
+
+def listened(actions: list[do.Action]) -> list[bool]:
+    return [action.own for action in actions if isinstance(action, do.Listen)]
+
+
+def asked(actions: list[do.Action]) -> list[do.Action]:
+    return [action for action in actions if isinstance(action, do.PublishFetch)]
+
+
+def test_a_device_for_which_the_broker_holds_too_much_lets_the_others_pass(world: World) -> None:
+    away = lag(world)
+
+    meanwhile = hear(world, 1) + world.give(ev.ReportHeard()) + hear(world, 1)
+    back = world.give(ev.ReportHeard())
+    world.settle()
+
+    assert listened(away) == [True]
+    assert not listened(meanwhile) and not asked(meanwhile)
+    assert listened(back) == [False]
+    assert not left(world)
+    assert champion_of(world) == 1
+
+
+def test_a_device_that_catches_up_waits_for_no_report_that_never_comes(world: World) -> None:
+    lag(world)
+    world.mono += CATCH_UP_S + 0.1
+
+    actions = world.give(ev.Ticked())
+
+    assert listened(actions) == [False]
+    world.settle()
+    assert champion_of(world) == 1
+
+
+def test_a_device_that_catches_up_hears_the_others_after_a_reconnect(world: World) -> None:
+    lag(world)
+    world.mono += 0.1
+
+    world.state.report_owed_at = None
+    world.disconnect()
+    world.connect()
+
+    assert not left(world)
+    world.settle()
+    assert champion_of(world) == 1
+
+
+def test_a_device_that_lags_again_and_again_goes_on_by_itself(world: World) -> None:
+    for _ in range(MOST_PAUSES):
+        lag(world)
+        world.give(ev.ReportHeard())
+        world.give(ev.ReportHeard())
     early = left(world)
 
-    world.mono += LAG_S + 0.1
-    actions = hear(world, 1)
+    actions = lag(world)
     world.settle()
 
     assert not early
-    assert [a.own for a in actions if isinstance(a, do.Listen)] == [True]
+    assert listened(actions) == [True]
     assert champion_of(world) == 1
 
 
