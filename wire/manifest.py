@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from wire.codec import Document, Part, encode
 from wire.ids import Digest, ModelName, PlainName, ReleaseRef, Version, digest_of
+from wire.task import Task
 
 DATATYPES = (
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -97,15 +98,6 @@ class Variant(Part):
     """How many golden samples may change their class: 8-bit kernels differ by one step."""
 
 
-class Task(Part):
-    """What the outputs mean, so that a device can tell right from wrong."""
-
-    kind: Literal["classification", "tensor"] = "tensor"
-    scores: str | None = None
-    """The output that holds one score a class, shape (batch, classes)."""
-    scores_are: Literal["logits", "probabilities"] = "probabilities"
-
-
 class FeatureBaseline(Part):
     """Reference bins of one feature: n + 1 ascending edges, n counts, and what fell outside."""
 
@@ -165,6 +157,7 @@ class Manifest(Document):
         for file in self.all_files():
             if sizes.setdefault(file.digest, file.size_bytes) != file.size_bytes:
                 raise ValueError(f"{file.name}: one digest with two sizes")
+        self.task.check(self.inputs, self.outputs, {file.name for file in self.files})
         return self
 
     @property

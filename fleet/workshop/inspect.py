@@ -12,7 +12,8 @@ from fleet.workshop.golden import MAX_GOLDEN_BYTES, Arrays, read_golden
 from fleet.workshop.labels import MAX_LABELS_BYTES, read_labels
 from fleet.workshop.model_file import ModelFile, listed
 from fleet.workshop.release_dir import check_classes, read_release
-from wire.manifest import Task, TensorSpec
+from wire.manifest import TensorSpec
+from wire.task import Task
 
 __all__ = ["ReleaseDraft", "compose_release"]
 
