@@ -6,7 +6,7 @@ or a test can run a hundred thousand agents without a disk or a clock.
 
 from dataclasses import replace
 
-from agent.core import deploy, imports, serve, telemetry
+from agent.core import deploy, ends, fetching, imports, preflight, serve, telemetry
 from agent.core.actions import (
     Action,
     DrainEngine,
@@ -77,7 +77,7 @@ def step(state: AgentState, event: Event, now: Instant) -> tuple[AgentState, lis
         deploy.press_on(turn)
         telemetry.on_time(turn)
         if now.mono >= turn.state.next_collect:
-            deploy.collect(turn)
+            ends.collect(turn)
         _publish(turn)
     if isinstance(event, BundleReady) and not turn.state.stopping:
         # Last, so that this step deletes nothing of what is moved in.
@@ -94,20 +94,20 @@ def _route(turn: Turn, event: Event) -> None:
         case Disconnected():
             _disconnected(turn)
         case ReportHeard():
-            deploy.on_report_heard(turn)
+            fetching.on_report_heard(turn)
         case DesiredCame(desired):
             _desired(turn, desired)
         case Refused(text):
             telemetry.refuse(turn, text)
         case FramesCame(index, frames):
             for frame in frames:
-                deploy.on_frame(turn, index, frame)
+                fetching.on_frame(turn, index, frame)
         case FrameBroken(index, text):
-            deploy.on_broken(turn, index, text)
+            fetching.on_broken(turn, index, text)
         case SourceFrame(url, index, frame):
-            deploy.on_source_frame(turn, url, index, frame)
+            fetching.on_source_frame(turn, url, index, frame)
         case SourceFailed(url, detail):
-            deploy.on_source_failed(turn, url, detail)
+            fetching.on_source_failed(turn, url, detail)
         case AckCame(sequence):
             telemetry.on_ack(turn, sequence)
         case CommandCame(command):
@@ -115,17 +115,17 @@ def _route(turn: Turn, event: Event) -> None:
         case TwinSeen(nonce, since):
             _twin(turn, nonce, since)
         case TransferOpened(transfer, index, present):
-            deploy.on_opened(turn, transfer, index, present)
+            fetching.on_opened(turn, transfer, index, present)
         case TransferFailed(transfer, reason, detail):
-            deploy.on_transfer_failed(turn, transfer, reason, detail)
+            fetching.on_transfer_failed(turn, transfer, reason, detail)
         case BlobStored(file):
-            deploy.on_stored(turn, file)
+            fetching.on_stored(turn, file)
         case BlobRefused(file, reason, detail):
-            deploy.on_refused(turn, file, reason, detail)
+            fetching.on_refused(turn, file, reason, detail)
         case ManifestRead(digest, manifest, detail):
-            deploy.on_manifest(turn, digest, manifest, detail)
+            preflight.on_manifest(turn, digest, manifest, detail)
         case SpaceMeasured(free_bytes, sizes):
-            deploy.on_space(turn, Space(free_bytes, sizes))
+            preflight.on_space(turn, Space(free_bytes, sizes))
         case BundleReady():
             pass  # answered at the end of the step
         case ImportsTaken(found, blobs):
@@ -163,8 +163,8 @@ def _boot(turn: Turn, event: Booted) -> None:
             detail = "the agent restarted"
             turn.advance(deployment, Phase.VERIFIED, detail=detail)
     imports.take(turn, event.imports)
-    deploy.on_booted(turn)
-    deploy.collect(turn)
+    fetching.on_booted(turn)
+    ends.collect(turn)
     turn.do(Ready())
     state.report_wanted = True
 
@@ -201,7 +201,7 @@ def _connected(turn: Turn) -> None:
     if state.download is not None:
         state.download.forget_requests()
         state.download.last_progress = turn.now.mono
-        deploy.on_connected(turn)
+        fetching.on_connected(turn)
     turn.do(PublishOnline())
     state.report_wanted = True
     telemetry.on_connected(turn)
@@ -209,8 +209,8 @@ def _connected(turn: Turn) -> None:
 
 def _disconnected(turn: Turn) -> None:
     state = turn.state
-    if state.online and deploy.lags(turn, windows=0):
-        deploy.leave(turn)  # the broker threw us out for reading too slowly
+    if state.online and fetching.lags(turn, windows=0):
+        fetching.leave(turn)  # the broker threw us out for reading too slowly
     state.online = False
     state.report_owed_at = None
 
@@ -224,12 +224,12 @@ def _desired(turn: Turn, desired: Desired) -> None:
     active = turn.state.active()
     before = turn.wanted(active.model) if active is not None else None
     turn.record(desired=desired, local=_still_local(turn, desired))
-    deploy.on_desired(turn, before)
+    fetching.on_desired(turn, before)
     download = turn.state.download
     wanted = turn.state.journal.wanted().values()
     offered = {offer.index for release in wanted for offer in release.offers}
     if download is not None and download.offer.index not in offered:
-        deploy.drop_download(turn)
+        ends.drop_download(turn)
 
 
 def _still_local(turn: Turn, desired: Desired) -> dict[str, DesiredRelease]:
@@ -339,7 +339,7 @@ def next_wake(state: AgentState, now: Instant) -> float:
         state.next_window,
         state.next_health,
         state.next_collect,
-        deploy.next_fetch(state, now),
+        fetching.next_fetch(state, now),
     ]
     down = state.generation("serving") is None and state.generation("next") is None
     if down and state.restart_at is not None and state.journal.champions:

@@ -6,7 +6,7 @@ import pytest
 
 from agent.core import actions as do
 from agent.core import events as ev
-from agent.core.deploy import LAG_S, MOST_PAUSES
+from agent.core.fetching import LAG_S, MOST_PAUSES
 from agent.core.download import CATCH_UP_S
 from tests.agent.core.world import CHUNK, World, champion_of, make_release
 from wire.transfer import ChunkFrame
