@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from wire.codec import Document, Part, encode
 from wire.ids import Digest, ModelName, PlainName, ReleaseRef, Version, digest_of
+from wire.stream import Stream
 from wire.task import Task
 
 DATATYPES = (
@@ -125,6 +126,8 @@ class Manifest(Document):
     parent: Annotated[str, Field(max_length=60)] | None = None
     """The release this one was trained from, `name@version`."""
     task: Task = Task()
+    stream: Stream | None = None
+    """None: every request stands for itself."""
     inputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=64)]
     """Names that apps use; a variant's own tensors match them by position."""
     outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=64)]
@@ -158,6 +161,10 @@ class Manifest(Document):
             if sizes.setdefault(file.digest, file.size_bytes) != file.size_bytes:
                 raise ValueError(f"{file.name}: one digest with two sizes")
         self.task.check(self.inputs, self.outputs, {file.name for file in self.files})
+        if self.stream is not None:
+            if self.task.input is not None:
+                raise ValueError("task.input: expected none beside a stream, which names its own")
+            self.stream.check(self.inputs, self.outputs)
         return self
 
     @property
