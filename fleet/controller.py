@@ -574,7 +574,7 @@ class Controller:
             except OSError as error:
                 log.error("chunk %d of %s: %s", chunk.number, chunk.artifact, error)
                 continue
-            frame = ChunkFrame(chunk.part, chunk.number, payload, due.crowded)
+            frame = ChunkFrame(chunk.part, chunk.number, payload, due.crowded, due.followed)
             if self._link.publish(_frame_topic(chunk), frame.encode()):
                 self._chunks_published += 1
                 self._chunk_bytes_published += len(payload)

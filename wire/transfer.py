@@ -35,6 +35,7 @@ Encoding = Literal["identity", "zstd", "delta"]
 _PARTS: dict[int, FramePart] = {1: "index", 2: "data"}
 _CODES = {part: code for code, part in _PARTS.items()}
 _CROWDED = 0x80
+_FOLLOWED = 0x40
 
 
 class Offer(Part):
@@ -137,8 +138,8 @@ class FetchRequest(Document):
 class ChunkFrame:
     """One binary message: 8 bytes of header, then a chunk of the index or of the transfer.
 
-    Header, big-endian: "Ff", version u8 = 1, part u8 (1 index, 2 data; 128 more when crowded),
-    number u32.
+    Header, big-endian: "Ff", version u8 = 1, part u8 (1 index, 2 data; 128 more when crowded, 64
+    more when followed), number u32.
     The topic names the index: bytes and chunk size alike, so that transfers cut otherwise, for
     a broker or a device with another limit, never mix.
     """
@@ -148,10 +149,12 @@ class ChunkFrame:
     payload: bytes
     crowded: bool = False
     """More than one device had asked for it: one of them asking on is enough."""
+    followed: bool = False
+    """More than one device fetches this just now, whoever asked."""
 
     def encode(self) -> bytes:
         """Return the frame as it travels."""
-        code = _CODES[self.part] | (_CROWDED if self.crowded else 0)
+        code = _CODES[self.part] | _CROWDED * self.crowded | _FOLLOWED * self.followed
         header = _HEADER.pack(MAGIC, FRAME_VERSION, code, self.number)
         return header + self.payload
 
@@ -165,10 +168,11 @@ class ChunkFrame:
         if len(data) < FRAME_OVERHEAD:
             raise DecodeError(f"frame: expected at least {FRAME_OVERHEAD} bytes, got {len(data)}")
         magic, version, code, number = _HEADER.unpack_from(data)
-        part = _PARTS.get(code & ~_CROWDED)
+        part = _PARTS.get(code & ~(_CROWDED | _FOLLOWED))
         if magic != MAGIC or version != FRAME_VERSION or part is None:
             raise DecodeError(f"frame: expected version 1 of {MAGIC!r}, got {data[:4]!r}")
-        return cls(part, number, data[FRAME_OVERHEAD:], bool(code & _CROWDED))
+        payload = data[FRAME_OVERHEAD:]
+        return cls(part, number, payload, bool(code & _CROWDED), bool(code & _FOLLOWED))
 
 
 def chunk_hash(payload: bytes) -> bytes:

@@ -30,6 +30,12 @@ PATIENCE_S = (0.1, 0.6)
 MOST_PATIENCE = 8.0
 """How often that, when it takes the lead again and again and others lead already."""
 
+LEAD_WINDOWS = 4
+"""How many windows one device asks for while others follow, before it lets another one lead."""
+STEP_BACK_S = 2.0
+"""How long it waits for that. Who still hears what the broker has in store does not lead, so the
+wave goes on when the first of the others has caught up, and at their pace."""
+
 FAITH_S = 5.0
 """How long frames that cannot be verified yet are taken for those of a leader: they may be
 anybody's, and must not keep a device from asking."""
@@ -120,6 +126,10 @@ class Download:
     _patience: float = 0.0
     _haste: float = 1.0
     """By how much patience grew, since leading proved needless."""
+    _led: int = 0
+    """Chunks that came at its own wish while others followed, since it took the lead."""
+    _lead_windows: int = LEAD_WINDOWS
+    """How many windows that may be: more each time when nobody else took the lead."""
     _allowance: float = 0.0
     """Bytes that may be asked for."""
     _allowed_at: float = 0.0
@@ -199,10 +209,14 @@ class Download:
             self._allowance -= len(frame.payload)
         self.received_bytes += len(frame.payload)
         self._progress(now)
-        if frame.crowded or unasked or self._follows_until is not None:
+        if frame.crowded or unasked:
+            self._lead_windows = LEAD_WINDOWS
+            self._follow(now)
+        elif self._follows_until is not None:
             self._follow(now)
         else:
             self._haste = 1.0
+            self._lead(frame, now)
         return [ChunkVerified(frame.number * self.offer.chunk_bytes, frame.payload)]
 
     def _follow(self, now: float) -> None:
@@ -215,6 +229,15 @@ class Download:
             self._patience = self._haste * (least + (most - least) * draw(self.seed, self._draws))
             self._haste = min(2 * self._haste, MOST_PATIENCE)
         self._follows_until = now + self._patience
+
+    def _lead(self, frame: ChunkFrame, now: float) -> None:
+        """Let another device lead after a while, so that the fastest does not set the pace."""
+        self._led += frame.followed and not self.own
+        if self._led >= self._lead_windows * self.window:
+            self._led = 0
+            self._lead_windows *= 2
+            self._patience = STEP_BACK_S
+            self._follows_until = now + STEP_BACK_S
 
     def _progress(self, now: float) -> None:
         self.last_progress = now

@@ -23,7 +23,8 @@ from wire.transfer import ChunkFrame
 from wire.twin import DesiredRelease, Phase, Reason
 
 LAG_S = 2.0
-LAG_WINDOWS = 1.5
+LAG_BYTES = 24 * 1024 * 1024
+"""More than a leader asks for before it steps back, and less than brokers hold for a reader."""
 MOST_PAUSES = 3
 """How often a device that lags waits until it caught up; then it goes on by itself."""
 
@@ -150,17 +151,18 @@ def fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: s
         turn.do(PublishFetch(request))
 
 
-def lags(turn: Turn, windows: float = LAG_WINDOWS) -> bool:
+def lags(turn: Turn, most: int) -> bool:
     """Return whether the broker has so much in store for us that our report waits behind it.
 
-    More than a window is more than we asked for: others ask faster than this device can hear.
+    `most`: bytes that may come before that report is acknowledged. Others ask faster than this
+    device can hear.
     """
     state, download = turn.state, turn.state.download
     if download is None or state.report_owed_at is None:
         return False
     behind = download.heard_bytes - state.report_owed_bytes
     owed = turn.now.mono - state.report_owed_at
-    return owed > LAG_S and behind > windows * download.window_bytes
+    return owed > LAG_S and behind > most
 
 
 def _keep_up(turn: Turn, download: Download) -> None:
@@ -170,7 +172,7 @@ def _keep_up(turn: Turn, download: Download) -> None:
             _rejoin(turn, download)
     elif download.overdrawn:
         leave(turn)
-    elif lags(turn):
+    elif lags(turn, LAG_BYTES):
         if download.pauses >= MOST_PAUSES:
             leave(turn)
             return

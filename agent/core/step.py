@@ -209,7 +209,7 @@ def _connected(turn: Turn) -> None:
 
 def _disconnected(turn: Turn) -> None:
     state = turn.state
-    if state.online and fetching.lags(turn, windows=0):
+    if state.online and fetching.lags(turn, most=0):
         fetching.leave(turn)  # the broker threw us out for reading too slowly
     state.online = False
     state.report_owed_at = None

@@ -51,10 +51,11 @@ class Chunk(NamedTuple):
 
 
 class Due(NamedTuple):
-    """A chunk to publish, and whether more than one device had asked for it."""
+    """A chunk to publish; whether more than one device had asked for it, or fetches alike."""
 
     chunk: Chunk
     crowded: bool
+    followed: bool = False
 
 
 @dataclass(slots=True)
@@ -140,9 +141,10 @@ class Sender:
             crowded = not self._waiting.pop(chunk)
             self._published.pop(chunk, None)
             self._published[chunk] = now
-            if not chunk.device and chunk.artifact in self._waves:
-                self._waves[chunk.artifact].gathered = True
-            chunks.append(Due(chunk, crowded))
+            wave = None if chunk.device else self._waves.get(chunk.artifact)
+            if wave is not None:
+                wave.gathered = True
+            chunks.append(Due(chunk, crowded, wave is not None and len(wave.devices) > 1))
         return chunks
 
     def next_due(self) -> float | None:

@@ -22,7 +22,14 @@ from wire.transfer import (
 
 TRANSFER = digest_of(b"transfer")
 PARTS = st.sampled_from(["index", "data"])
-FRAMES = st.builds(ChunkFrame, PARTS, st.integers(0, 2**32 - 1), st.binary(max_size=64))
+FRAMES = st.builds(
+    ChunkFrame,
+    PARTS,
+    st.integers(0, 2**32 - 1),
+    st.binary(max_size=64),
+    st.booleans(),
+    st.booleans(),
+)
 
 
 def offer_of(data: bytes, chunk_bytes: int) -> Offer:
@@ -45,6 +52,8 @@ def test_a_frame_reads_as_it_was_written_and_costs_eight_bytes(frame):
 def test_a_frame_is_these_very_bytes():
     assert ChunkFrame("data", 258, b"xyz").encode() == b"Ff\x01\x02\x00\x00\x01\x02xyz"
     assert ChunkFrame("index", 0, b"").encode() == b"Ff\x01\x01\x00\x00\x00\x00"
+    marked = ChunkFrame("data", 1, b"", crowded=True, followed=True).encode()
+    assert marked == b"Ff\x01\xc2\x00\x00\x00\x01"
 
 
 @given(st.binary(max_size=24) | FRAMES.map(ChunkFrame.encode).map(lambda f: f[:FRAME_OVERHEAD]))
@@ -52,7 +61,7 @@ def test_a_frame_that_is_none_is_a_decode_error_and_nothing_else(data):
     try:
         frame = ChunkFrame.decode(data)
     except DecodeError:
-        assert len(data) < 8 or data[:3] != b"Ff\x01" or data[3] not in (1, 2)
+        assert len(data) < 8 or data[:3] != b"Ff\x01" or data[3] & 0x3F not in (1, 2)
     else:
         assert frame.encode() == data
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agent.core.download import (
     PATIENCE_S,
+    STEP_BACK_S,
     ChunkVerified,
     Download,
     FrameRejected,
@@ -22,8 +23,9 @@ BODY = b"".join(bytes([n]) * CHUNK for n in range(100)) + b"tail"
 LAST = 100
 
 
-def frame(number: int, *, crowded: bool = False) -> ChunkFrame:
-    return ChunkFrame("data", number, BODY[number * CHUNK : (number + 1) * CHUNK], crowded)
+def frame(number: int, *, crowded: bool = False, followed: bool = False) -> ChunkFrame:
+    payload = BODY[number * CHUNK : (number + 1) * CHUNK]
+    return ChunkFrame("data", number, payload, crowded, followed)
 
 
 def started(window: int = 16, rate_bytes_s: int = 0) -> Download:
@@ -334,6 +336,46 @@ def test_who_needs_the_index_hears_that_others_are_on_their_way() -> None:
 
     assert asked(download, 0.03) == []
     assert asked(download, 1.0) == list(range(16))
+
+
+def led(download: Download, now: float, *, followed: bool) -> list[int]:
+    """Answer all that a device asks for at `now`; return what that was."""
+    numbers: list[int] = []
+    while more := asked(download, now):
+        numbers += more
+        for number in more:
+            download.receive(frame(number, followed=followed), now)
+    return numbers
+
+
+def test_a_leader_lets_others_lead_after_four_windows() -> None:
+    download = started(window=4)
+
+    first = led(download, 0.0, followed=True)
+    download.receive(frame(40), 1.0)
+    download.receive(frame(41), 2.9)
+    waiting = asked(download, 3.8)
+
+    assert first == list(range(16))
+    assert waiting == []
+    assert asked(download, 2.9 + STEP_BACK_S) == [16, 17, 18, 19]
+
+
+def test_a_leader_whom_nobody_relieves_leads_for_longer() -> None:
+    download = started(window=4)
+    led(download, 0.0, followed=True)
+
+    again = led(download, STEP_BACK_S, followed=True)
+
+    assert len(again) == 32
+
+
+def test_a_device_alone_leads_to_the_end() -> None:
+    download = started(window=4)
+
+    led(download, 0.0, followed=False)
+
+    assert download.complete
 
 
 def test_on_a_topic_of_its_own_it_follows_nobody() -> None:

@@ -6,16 +6,18 @@ import pytest
 
 from agent.core import actions as do
 from agent.core import events as ev
-from agent.core.fetching import LAG_S, MOST_PAUSES
+from agent.core import fetching
 from agent.core.download import CATCH_UP_S
+from agent.core.fetching import LAG_S, MOST_PAUSES
 from tests.agent.core.world import CHUNK, World, champion_of, make_release
 from wire.transfer import ChunkFrame
 
 
 @pytest.fixture
-def world() -> World:
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
     """A device that lost the first chunks of a model it fetches, with a report under way."""
     world = World()
+    monkeypatch.setattr(fetching, "LAG_BYTES", 1.5 * world.state.settings.window_chunks * CHUNK)
     world.connect()
     world.want(world.add(make_release(1)), "r-1")
     for _ in range(200):

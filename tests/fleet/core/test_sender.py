@@ -56,7 +56,11 @@ def test_a_chunk_that_many_want_is_published_once_and_marked() -> None:
 
     chunks = [Chunk(FILE.index, "data", number) for number in range(3)]
     due = sender.due(T0 + LOOK_S)
-    assert due == [Due(chunks[0], True), Due(chunks[1], True), Due(chunks[2], False)]
+    assert due == [
+        Due(chunks[0], crowded=True, followed=True),
+        Due(chunks[1], crowded=True, followed=True),
+        Due(chunks[2], crowded=False, followed=True),
+    ]
     assert sender.due(T0 + LOOK_S) == []
     assert sender.next_due() is None
 
@@ -82,7 +86,7 @@ def test_a_wave_begins_when_all_have_asked() -> None:
     sender.request("b", wants(0), T0 + 0.21)
 
     assert early == []
-    assert sender.due(T0 + 0.3) == [Due(Chunk(FILE.index, "data", 0), True)]
+    assert sender.due(T0 + 0.3) == [Due(Chunk(FILE.index, "data", 0), crowded=True, followed=True)]
 
 
 def test_a_wave_does_not_wait_for_those_who_stay_away() -> None:
