@@ -40,12 +40,14 @@ ACCEPT_AGAIN_S = 1.0
 _REASONS = {
     200: "OK",
     400: "Bad Request",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
     413: "Content Too Large",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
+    501: "Not Implemented",
     503: "Service Unavailable",
 }
 
@@ -80,7 +82,9 @@ Handler = Callable[[Request], Response | Awaitable[Response]]
 
 def refusal(status: int, error: str) -> Response:
     """Return an error as every client of ours gets it."""
-    return Response(status, json.dumps({"error": error}).encode())
+    # Whatever there is no room or no time for is over soon.
+    headers = b"Retry-After: 1\r\n" if status == 503 else b""
+    return Response(status, json.dumps({"error": error}).encode(), headers=headers)
 
 
 class HttpServer:

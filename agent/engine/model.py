@@ -1,5 +1,7 @@
 """One loaded model: a release's tensors by the names apps use, and what its answers mean."""
 
+import mmap
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,7 @@ class Model:
             self.runtime: Runtime = open_runtime(self.variant.format, path, threads)
         finally:
             blame.end(self._mark)
+        self.finite_only = _finite_only(self.variant, path)
         self._in_order = _order("input", self.variant.inputs, self.runtime.inputs)
         self._out_order = _order("output", self.variant.outputs, self.runtime.outputs)
         self._row_by_row = _one_row_only(self.manifest, self.variant, self.runtime)
@@ -96,6 +99,22 @@ class Model:
     def _run(self, inputs: list[Array]) -> list[Array]:
         outputs = self.runtime.run([inputs[place] for place in self._in_order])
         return [outputs[place] for place in self._out_order]
+
+
+# Operators that compute in integers, or turn reals into them.
+_INTEGER_OPERATORS = re.compile(rb"QuantizeLinear|QLinear|(?:MatMul|Conv)Integer")
+
+
+def _finite_only(variant: Variant, path: str) -> bool:
+    """Whether NaN and infinity would come out as a plausible answer.
+
+    That is so wherever reals become integers inside. In ONNX the operators tell; a TFLite model
+    does not tell in a way that is safe to read, so each is taken for one that does.
+    """
+    if variant.format != "onnx":
+        return True
+    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        return _INTEGER_OPERATORS.search(data) is not None
 
 
 def read_manifest(spec: ModelSpec) -> Manifest:

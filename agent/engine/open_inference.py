@@ -1,7 +1,7 @@
 """Open Inference Protocol v2 over REST: reading inference requests and writing answers.
 
-Tensors come as JSON or, after the JSON and told apart by `Inference-Header-Content-Length`, as
-bytes in the order of the inputs.
+Tensors come as JSON, as bytes after the JSON and told apart by
+`Inference-Header-Content-Length`, in the order of the inputs, or in shared memory.
 """
 
 import json
@@ -13,12 +13,15 @@ from agent.engine.errors import bad_request
 from agent.engine.http import Response
 from agent.engine.model import Model
 from agent.engine.runtimes import Array
+from agent.engine.shared_memory import Regions, Span
 from agent.engine.tensors import (
     DTYPES,
     TensorError,
+    check_finite,
     check_shape,
     from_bytes,
     from_json,
+    highest,
     same_batch,
     to_bytes,
     to_list,
@@ -26,6 +29,15 @@ from agent.engine.tensors import (
 from wire.manifest import TensorSpec
 
 MAX_ID_CHARACTERS = 200
+MAX_TIMEOUT_US = 3600 * 1_000_000
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "statistics",
+    "system_shared_memory",
+)
+"""What is offered beyond the protocol's core, by the names that `GET /v2` tells."""
+
 _PLATFORMS = {"onnx": "onnx_onnxv1", "tflite": "tflite"}
 _EMPTY = memoryview(b"")
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
@@ -37,6 +49,10 @@ class Wanted:
 
     place: int
     binary: bool
+    classes: int = 0
+    """How many of the highest values are wanted, as texts, in place of all; 0: all."""
+    span: Span | None = None
+    """Where in shared memory, in place of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +64,8 @@ class Inference:
     inputs: list[Array]
     """In the manifest's order."""
     outputs: tuple[Wanted, ...]
+    within_s: float | None = None
+    """How long the app waits for the answer."""
 
 
 def model_metadata(model: Model) -> dict[str, Any]:
@@ -61,7 +79,19 @@ def model_metadata(model: Model) -> dict[str, Any]:
     }
 
 
-def read_inference(model: Model, header_length: bytes | None, body: bytes) -> Inference:
+def index_entry(model: Model) -> dict[str, Any]:
+    """Return a model's line in the index of the repository."""
+    return {
+        "name": model.spec.model,
+        "version": str(model.spec.version),
+        "state": "READY",
+        "reason": "",
+    }
+
+
+def read_inference(
+    model: Model, regions: Regions, header_length: bytes | None, body: bytes
+) -> Inference:
     """Read a request body.
 
     Raises:
@@ -83,8 +113,9 @@ def read_inference(model: Model, header_length: bytes | None, body: bytes) -> In
     binary = parameters.get("binary_data_output") is True
     return Inference(
         id,
-        _read_inputs(model, fields.get("inputs"), raw),
-        _read_outputs(model, fields.get("outputs"), binary),
+        _read_inputs(model, regions, fields.get("inputs"), raw),
+        _read_outputs(model, regions, fields.get("outputs"), binary),
+        _time_allowed(parameters.get("timeout", 0)),
     )
 
 
@@ -93,22 +124,12 @@ def write_answer(model: Model, asked: Inference, id: str, outputs: list[Array]) 
 
     Raises:
         TensorError: JSON was asked for and an output is not finite.
+        HttpError: an output does not fit into the shared memory that was named for it.
     """
     parts: list[bytes] = []
-    described = []
-    for wanted in asked.outputs:
-        spec, array = model.manifest.outputs[wanted.place], outputs[wanted.place]
-        fields: dict[str, Any] = {
-            "name": spec.name,
-            "shape": array.shape,
-            "datatype": spec.datatype,
-        }
-        if wanted.binary:
-            parts.append(to_bytes(array))
-            fields["parameters"] = {"binary_data_size": len(parts[-1])}
-        else:
-            fields["data"] = to_list(array)
-        described.append(fields)
+    described = [
+        _describe_output(model, wanted, outputs[wanted.place], parts) for wanted in asked.outputs
+    ]
     head = write_json(
         {
             "model_name": model.spec.model,
@@ -154,6 +175,41 @@ def write_json(value: Any) -> bytes:
         raise TensorError("the answer holds NaN or infinity; ask for binary_data instead") from None
 
 
+def _describe_output(
+    model: Model, wanted: Wanted, array: Array, parts: list[bytes]
+) -> dict[str, Any]:
+    """Return an output's entry; what follows the JSON as bytes is added to `parts`."""
+    spec = model.manifest.outputs[wanted.place]
+    datatype = spec.datatype
+    if wanted.classes:
+        labels = model.labels if wanted.place == model.scores else []
+        array, datatype = highest(array, wanted.classes, labels), "BYTES"
+    fields: dict[str, Any] = {"name": spec.name, "shape": array.shape, "datatype": datatype}
+    if wanted.span is not None:
+        data = to_bytes(array)
+        wanted.span.write(f"output {spec.name}", data)
+        fields["parameters"] = {
+            "shared_memory_region": wanted.span.region.name,
+            "shared_memory_offset": wanted.span.offset,
+            "shared_memory_byte_size": len(data),
+        }
+    elif wanted.binary:
+        parts.append(to_bytes(array))
+        fields["parameters"] = {"binary_data_size": len(parts[-1])}
+    else:
+        fields["data"] = to_list(array)
+    return fields
+
+
+def _time_allowed(timeout: Any) -> float | None:
+    if type(timeout) is not int or timeout < 0:
+        raise bad_request(
+            f"timeout: expected a whole number of microseconds, 0 for none, "
+            f"got {str(timeout)[:40]!r}"
+        )
+    return min(timeout, MAX_TIMEOUT_US) / 1e6 if timeout else None
+
+
 def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
 
@@ -172,8 +228,6 @@ def _parameters(fields: dict[str, Any], where: str) -> dict[str, Any]:
     parameters = fields.get("parameters", {})
     if not isinstance(parameters, dict):
         raise bad_request(f"{where}: parameters: expected an object")
-    if "shared_memory_region" in parameters:
-        raise bad_request(f"{where}: shared memory is not offered; send the tensor in the body")
     return parameters
 
 
@@ -192,7 +246,7 @@ def _named(items: Any, kind: str, names: list[str]) -> list[tuple[int, dict[str,
     return found
 
 
-def _read_inputs(model: Model, items: Any, raw: memoryview) -> list[Array]:
+def _read_inputs(model: Model, regions: Regions, items: Any, raw: memoryview) -> list[Array]:
     specs = model.manifest.inputs
     names = [spec.name for spec in specs]
     found = _named(items, "input", names)
@@ -202,26 +256,35 @@ def _read_inputs(model: Model, items: Any, raw: memoryview) -> list[Array]:
     arrays: dict[int, Array] = {}
     at = 0
     for place, item in found:
-        arrays[place], at = _read_input(specs[place], item, raw, at)
+        arrays[place], at = _read_input(specs[place], regions, item, raw, at)
     if at != len(raw):
         raise bad_request(f"body: expected {at} bytes of tensors after the JSON, got {len(raw)}")
     inputs = [arrays[place] for place in range(len(specs))]
     same_batch(specs, inputs)
+    if model.finite_only:
+        check_finite(specs, inputs)
     return inputs
 
 
 def _read_input(
-    spec: TensorSpec, item: dict[str, Any], raw: memoryview, at: int
+    spec: TensorSpec, regions: Regions, item: dict[str, Any], raw: memoryview, at: int
 ) -> tuple[Array, int]:
     """Return one input and where the next one's bytes begin."""
     if item.get("datatype") != spec.datatype:
         got = str(item.get("datatype"))[:40]
         raise bad_request(f"input {spec.name}: datatype: expected {spec.datatype}, got {got}")
     shape = check_shape(spec, item.get("shape"))
-    size = _parameters(item, f"input {spec.name}").get("binary_data_size")
+    what = f"input {spec.name}"
+    parameters = _parameters(item, what)
+    size = parameters.get("binary_data_size")
+    span = regions.span(what, parameters) if parameters else None
+    if ("data" in item) + (size is not None) + (span is not None) != 1:
+        raise bad_request(
+            f"{what}: expected one of data, binary_data_size and shared_memory_region"
+        )
+    if span is not None:
+        return from_bytes(spec, shape, memoryview(span.read(what))), at
     if size is None:
-        if "data" not in item:
-            raise bad_request(f"input {spec.name}: expected data or binary_data_size, got neither")
         return from_json(spec, shape, item["data"]), at
     if type(size) is not int or not 0 <= size <= len(raw) - at:
         raise bad_request(
@@ -231,18 +294,26 @@ def _read_input(
     return from_bytes(spec, shape, raw[at : at + size]), at + size
 
 
-def _read_outputs(model: Model, items: Any, binary: bool) -> tuple[Wanted, ...]:
+def _read_outputs(model: Model, regions: Regions, items: Any, binary: bool) -> tuple[Wanted, ...]:
     names = [spec.name for spec in model.manifest.outputs]
     if items is None or items == []:
         return tuple(Wanted(place, binary) for place in range(len(names)))
     wanted = []
     for place, item in _named(items, "output", names):
-        parameters = _parameters(item, f"output {names[place]}")
-        if parameters.get("classification"):
+        what = f"output {names[place]}"
+        parameters = _parameters(item, what)
+        classes = parameters.get("classification", 0)
+        if type(classes) is not int or classes < 0:
             raise bad_request(
-                f"output {names[place]}: classification is not offered; take the scores"
+                f"{what}: classification: expected how many classes, got {str(classes)[:40]!r}"
             )
-        wanted.append(Wanted(place, parameters.get("binary_data", binary) is True))
+        if classes and model.manifest.outputs[place].datatype in ("BYTES", "BOOL"):
+            raise bad_request(f"{what}: classification: expected an output of numbers")
+        span = regions.span(what, parameters)
+        if span is not None and classes:
+            raise bad_request(f"{what}: expected either classification or shared memory")
+        as_bytes = parameters.get("binary_data", binary) is True
+        wanted.append(Wanted(place, as_bytes, classes, span))
     return tuple(wanted)
 
 
@@ -258,5 +329,8 @@ def _raw_inference(model: Model, raw: memoryview) -> Inference:
     row = math.prod(size for size in spec.shape if size != -1) * DTYPES[spec.datatype].itemsize
     shape = [len(raw) // max(row, 1) if size == -1 else size for size in spec.shape]
     inputs = [from_bytes(spec, check_shape(spec, shape), raw)]
+    if model.finite_only:
+        check_finite(specs, inputs)
     # Who sends raw bytes reads raw bytes, in the form every client of this protocol knows.
-    return Inference("", inputs, _read_outputs(model, None, binary=True))
+    outputs = tuple(Wanted(place, binary=True) for place in range(len(model.manifest.outputs)))
+    return Inference("", inputs, outputs)

@@ -1,6 +1,7 @@
 """The local inference API: which request goes where, and what is counted about it."""
 
 import os
+import re
 import time
 import urllib.parse
 import zlib
@@ -11,12 +12,15 @@ from typing import Any
 from agent.engine import open_inference, tf_serving
 from agent.engine.errors import HttpError, bad_request
 from agent.engine.http import MAX_BODY_BYTES, Request, Response, refusal
-from agent.engine.lane import LaneFullError
+from agent.engine.lane import DeadlineError, LaneFullError, Turn
+from agent.engine.model import AnswerError
 from agent.engine.open_inference import read_object, write_json
 from agent.engine.runtimes import Array
 from agent.engine.scoreboard import LabelError, UnknownRequestError
 from agent.engine.served import Served
-from agent.engine.tensors import TensorError
+from agent.engine.shared_memory import Regions
+from agent.engine.statistics import Course, Statistics
+from agent.engine.tensors import TensorError, check_finite
 from wire import VERSION
 
 Answer = Response | Awaitable[Response]
@@ -25,16 +29,46 @@ _HEADER_LENGTH = b"inference-header-content-length"
 _ALIVE = {"live": True, "ready": True}
 """Live and ready read alike: clients disagree on which of the two they look for."""
 
+_STABLE = "stable"
+"""The label of the version that serves."""
+
+_REGION = re.compile(r"/v2/systemsharedmemory/region/(.+)/(status|register|unregister)")
+_UNOFFERED = {
+    re.compile(r"/v2/cudasharedmemory/region/.+/register"): (
+        "CUDA shared memory is not offered: register a region of system shared memory"
+    ),
+    re.compile(r"/v2/repository/models/.+/(?:un)?load"): (
+        "loading and unloading is not offered here: the fleet decides what a device serves"
+    ),
+}
+_LEAST_COMPRESSED_BYTES = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     """A request that was read and is to be run."""
 
     served: Served
+    statistics: Statistics
     request: Request
     id: str
     inputs: list[Array]
     write: Callable[[str, list[Array]], Response]
+    read_at: float
+    within_s: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many inferences the request asks for."""
+        batched = self.served.model.manifest.inputs[0].shape[:1] == (-1,)
+        return self.inputs[0].shape[0] if batched else 1
+
+    @property
+    def left_s(self) -> float | None:
+        """How long its app still waits; None: as long as it takes."""
+        if self.within_s is None:
+            return None
+        return self.within_s - (time.perf_counter() - self.request.came_at)
 
 
 class Api:
@@ -42,6 +76,8 @@ class Api:
 
     def __init__(self, models: dict[str, Served]) -> None:
         self._models = models
+        self._statistics = {name: Statistics() for name in models}
+        self._regions = Regions()
         # Ids must differ between generations: a label may come after a swap.
         self._prefix = os.urandom(5).hex()
         self._count = 0
@@ -50,6 +86,13 @@ class Api:
             "/v2/health/live": {"GET": lambda _: _json(_ALIVE)},
             "/v2/health/ready": {"GET": lambda _: _json(_ALIVE)},
             "/v2/feedback": {"POST": self._feedback},
+            "/v2/repository/index": {"POST": self._index, "GET": self._index},
+            "/v2/models/stats": {"GET": lambda _: self._stats(*models.values())},
+            "/v2/systemsharedmemory/status": {"GET": lambda _: _json(self._regions.status())},
+            "/v2/systemsharedmemory/unregister": {"POST": self._unregister_all},
+            # Clients begin by clearing away what an earlier run may have left: here it is nothing.
+            "/v2/cudasharedmemory/status": {"GET": lambda _: _json([])},
+            "/v2/cudasharedmemory/unregister": {"POST": lambda _: Response(200, b"")},
         }
         for served in models.values():
             self._add_routes(served)
@@ -59,8 +102,10 @@ class Api:
         try:
             answer = self._route(request)(request)
         except Exception as error:
-            return _refuse(error)
-        return answer if isinstance(answer, Response) else _guard(answer)
+            answer = _refuse(error)
+        if isinstance(answer, Response):
+            return _compressed(request, answer)
+        return _guard(request, answer)
 
     def _add_routes(self, served: Served) -> None:
         model = served.model
@@ -69,9 +114,11 @@ class Api:
         for base in (f"/v2/models/{name}", f"/v2/models/{name}/versions/{model.spec.version}"):
             self._routes[base] = {"GET": lambda _: Response(200, described)}
             self._routes[f"{base}/ready"] = {"GET": lambda _: _json({"name": name, **_ALIVE})}
+            self._routes[f"{base}/stats"] = {"GET": lambda _: self._stats(served)}
             self._routes[f"{base}/infer"] = {"POST": lambda request: self._infer(served, request)}
             self._routes[f"{base}/shadow"] = {"GET": lambda _: _shadow(served)}
-        for base in (f"/v1/models/{name}", f"/v1/models/{name}/versions/{model.spec.version}"):
+        for place in ("", f"/versions/{model.spec.version}", f"/labels/{_STABLE}"):
+            base = f"/v1/models/{name}{place}"
             self._routes[base] = {"GET": lambda _: _json(tf_serving.status(model))}
             self._routes[f"{base}/metadata"] = {"GET": lambda _: _json(tf_serving.metadata(model))}
             self._routes[f"{base}:predict"] = {
@@ -81,7 +128,7 @@ class Api:
     def _route(self, request: Request) -> Callable[[Request], Answer]:
         methods = self._routes.get(request.target) or self._routes.get(_path(request.target))
         if methods is None:
-            raise HttpError(404, self._not_found(_path(request.target)))
+            methods = self._unlisted(_path(request.target))
         handler = methods.get(request.method)
         if handler is None:
             allowed = ", ".join(methods)
@@ -90,13 +137,32 @@ class Api:
             )
         return handler
 
+    def _unlisted(self, path: str) -> dict[str, Callable[[Request], Answer]]:
+        """Return the methods of a path that is not in the table, since it holds a name.
+
+        Raises:
+            HttpError: there is no such resource, or it is known and not offered.
+        """
+        if found := _REGION.fullmatch(path):
+            name, verb = found.groups()
+            match verb:
+                case "status":
+                    return {"GET": lambda _: _json(self._regions.status(name))}
+                case "register":
+                    return {"POST": lambda request: self._register(name, request)}
+            return {"POST": lambda _: self._unregister(name)}
+        for pattern, why in _UNOFFERED.items():
+            if pattern.fullmatch(path):
+                raise HttpError(501, why)
+        raise HttpError(404, self._not_found(path))
+
     def _not_found(self, path: str) -> str:
         match path.split("/"):
             case ["", "v1" | "v2", "models", named, *_] if named.split(":")[0] in self._models:
                 model = self._models[named.split(":")[0]].model
                 return (
                     f"{path[:200]}: model {model.spec.model} is there in version "
-                    f"{model.spec.version}, and has no such resource"
+                    f"{model.spec.version}, labelled {_STABLE}, and has no such resource"
                 )
             case ["", "v1" | "v2", "models", named, *_]:
                 return f"model {named[:80]!r} is not served; expected one of {list(self._models)}"
@@ -105,14 +171,17 @@ class Api:
     def _infer(self, served: Served, request: Request) -> Answer:
         header_length = request.headers.get(_HEADER_LENGTH)
         body = _inflated(request)
-        asked = open_inference.read_inference(served.model, header_length, body)
-        return self._run(
+        asked = open_inference.read_inference(served.model, self._regions, header_length, body)
+        return _run(
             _Job(
                 served,
+                self._statistics[served.model.spec.model],
                 request,
                 asked.id or self._new_id(),
                 asked.inputs,
                 lambda id, outputs: open_inference.write_answer(served.model, asked, id, outputs),
+                time.perf_counter(),
+                asked.within_s,
             )
         )
 
@@ -121,13 +190,15 @@ class Api:
         id = request.headers.get(b"x-request-id", b"").decode("latin-1")
         if not id.isascii() or not (id.isprintable() and len(id) <= 200):
             raise bad_request("X-Request-Id: expected up to 200 printable ASCII characters")
-        return self._run(
+        return _run(
             _Job(
                 served,
+                self._statistics[served.model.spec.model],
                 request,
                 id or self._new_id(),
                 asked.inputs,
                 lambda id, outputs: tf_serving.write_answer(served.model, asked, id, outputs),
+                time.perf_counter(),
             )
         )
 
@@ -135,15 +206,32 @@ class Api:
         self._count += 1
         return f"{self._prefix}-{self._count}"
 
-    def _run(self, job: _Job) -> Answer:
-        lane = job.served.lane
-        if not lane.is_quick(job.inputs):
-            return _run_later(job)
-        try:
-            outputs = lane.model.run(job.inputs)
-        except Exception as error:
-            raise _failed(job.served, error) from error
-        return _answer(job, outputs)
+    def _index(self, request: Request) -> Response:
+        fields = read_object(_inflated(request)) if request.body else {}
+        if not isinstance(fields.get("ready", False), bool):
+            raise bad_request("ready: expected true or false")
+        # What is here serves: there is nothing that a wish for the ready ones would leave out.
+        return _json([open_inference.index_entry(one.model) for one in self._models.values()])
+
+    def _stats(self, *served: Served) -> Response:
+        specs = [one.model.spec for one in served]
+        entries = [self._statistics[spec.model].as_json(spec.model, spec.version) for spec in specs]
+        return _json({"model_stats": entries})
+
+    def _register(self, name: str, request: Request) -> Response:
+        # A web page must not reach into the memory that apps share.
+        if b"origin" in request.headers:
+            raise HttpError(403, "shared memory is not for web pages (the request has an Origin)")
+        self._regions.register(name, read_object(_inflated(request)))
+        return Response(200, b"")
+
+    def _unregister(self, name: str) -> Response:
+        self._regions.unregister(name)
+        return Response(200, b"")
+
+    def _unregister_all(self, _: Request) -> Response:
+        self._regions.unregister_all()
+        return Response(200, b"")
 
     def _feedback(self, request: Request) -> Response:
         fields = read_object(_inflated(request))
@@ -177,32 +265,67 @@ class Api:
         )
 
 
-async def _run_later(job: _Job) -> Response:
+def _run(job: _Job) -> Answer:
+    lane = job.served.lane
+    left_s = job.left_s
+    if left_s is not None and left_s <= 0:
+        raise _failed(job, DeadlineError())
+    if not lane.is_quick(job.inputs):
+        return _run_later(job, left_s)
     try:
-        outputs = await job.served.lane.queue(job.inputs)
-    except LaneFullError as error:
-        job.served.board.dropped()
-        raise HttpError(503, str(error)) from None
+        turn = lane.run(job.inputs)
     except Exception as error:
-        raise _failed(job.served, error) from error
-    return _answer(job, outputs)
+        raise _failed(job, error) from error
+    return _answer(job, turn)
 
 
-def _answer(job: _Job, outputs: list[Array]) -> Response:
-    served = job.served
+async def _run_later(job: _Job, left_s: float | None) -> Response:
     try:
-        classes, tops = served.model.classify(outputs)
-        response = job.write(job.id, outputs)
+        turn = await job.served.lane.queue(job.inputs, left_s)
     except Exception as error:
-        raise _failed(served, error) from error
-    latency_us = (time.perf_counter() - job.request.came_at) * 1e6
-    outcome = served.board.answered(job.id, latency_us, classes, tops)
+        raise _failed(job, error) from error
+    return _answer(job, turn)
+
+
+def _answer(job: _Job, turn: Turn) -> Response:
+    served, came_at = job.served, job.request.came_at
+    try:
+        classes, tops = served.model.classify(turn.outputs)
+        response = job.write(job.id, turn.outputs)
+    except Exception as error:
+        raise _failed(job, error) from error
+    written_at = time.perf_counter()
+    outcome = served.board.answered(job.id, (written_at - came_at) * 1e6, classes, tops)
+    job.statistics.answered(
+        Course(came_at, job.read_at, turn.began_at, turn.ended_at, written_at), job.rows
+    )
     if served.feed is not None:
-        served.feed.offer(job.inputs, outputs, outcome)
+        served.feed.offer(job.inputs, turn.outputs, outcome)
     return response
 
 
-def _failed(served: Served, error: Exception) -> Exception:
+def _failed(job: _Job, error: Exception) -> Exception:
+    """Count a request without an answer by whose fault it is; return what its app is told."""
+    served = job.served
+    job.statistics.failed(time.perf_counter() - job.request.came_at)
+    match error:
+        case HttpError():
+            return error
+        case LaneFullError():
+            served.board.dropped()
+            return HttpError(503, str(error))
+        case DeadlineError():
+            served.board.dropped()
+            return HttpError(
+                503,
+                f"model {served.model.spec.model}: no answer within the timeout of "
+                f"{(job.within_s or 0) * 1e6:.0f} microseconds",
+            )
+        case AnswerError() | TensorError():
+            try:
+                check_finite(served.model.manifest.inputs, job.inputs)
+            except TensorError as given:
+                return given
     served.board.failed()
     if isinstance(error, MemoryError):
         return HttpError(
@@ -212,11 +335,12 @@ def _failed(served: Served, error: Exception) -> Exception:
     return HttpError(500, f"model {served.model.spec.model}: {text}")
 
 
-async def _guard(answer: Awaitable[Response]) -> Response:
+async def _guard(request: Request, answer: Awaitable[Response]) -> Response:
     try:
-        return await answer
+        response = await answer
     except Exception as error:
-        return _refuse(error)
+        response = _refuse(error)
+    return _compressed(request, response)
 
 
 def _refuse(error: Exception) -> Response:
@@ -253,7 +377,7 @@ def _server_metadata() -> dict[str, Any]:
     return {
         "name": "farflung",
         "version": VERSION,
-        "extensions": ["binary_tensor_data"],
+        "extensions": open_inference.EXTENSIONS,
     }
 
 
@@ -264,6 +388,21 @@ def _path(target: str) -> str:
     path = urllib.parse.unquote(target.split("?")[0].split("#")[0])
     # TensorFlow Serving does not mind the case of its paths.
     return path.lower() if path[:4].lower() == "/v1/" else path
+
+
+def _compressed(request: Request, response: Response) -> Response:
+    """Compress an answer for who accepts a single coding and nothing else.
+
+    Those ask for it. Most clients only list what they could read; between two processes of one
+    device, compression costs them more than it saves.
+    """
+    coding = request.headers.get(b"accept-encoding")
+    if coding not in (b"gzip", b"deflate") or len(response.body) < _LEAST_COMPRESSED_BYTES:
+        return response
+    packer = zlib.compressobj(1, wbits=31 if coding == b"gzip" else 15)
+    response.body = packer.compress(response.body) + packer.flush()
+    response.headers += b"Content-Encoding: %s\r\n" % coding
+    return response
 
 
 def _inflated(request: Request) -> bytes:

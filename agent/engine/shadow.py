@@ -200,7 +200,7 @@ class ShadowHost:
         if lane.is_quick(inputs):
             outputs = lane.model.run(inputs)
         else:
-            outputs = await lane.queue(inputs)
+            outputs = (await lane.queue(inputs)).outputs
         if lane.model.scores is None:
             return _pack(outputs)
         return {"classes": lane.model.classify(outputs)[0]}, []

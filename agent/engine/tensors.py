@@ -44,7 +44,7 @@ def from_json(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> Array:
     """Return the tensor that JSON numbers, flat or nested as `shape`, stand for.
 
     Raises:
-        TensorError: ragged, of another size, of another kind, out of range or not finite.
+        TensorError: ragged, of another size, of another kind or out of range.
     """
     if spec.datatype == "BYTES":
         return _texts(spec, shape, data)
@@ -78,7 +78,7 @@ def from_bytes(spec: TensorSpec, shape: tuple[int, ...], raw: memoryview) -> Arr
     """Return the tensor in `raw`: row-major, little-endian; BYTES are u32 length + bytes.
 
     Raises:
-        TensorError: of another size, or not finite.
+        TensorError: of another size.
     """
     if spec.datatype == "BYTES":
         return _texts(spec, shape, _split(spec, raw))
@@ -94,7 +94,7 @@ def from_bytes(spec: TensorSpec, shape: tuple[int, ...], raw: memoryview) -> Arr
     array: Array = np.frombuffer(raw, dtype).reshape(shape)
     if not array.flags.aligned:
         array = array.copy()
-    return _finite(spec, array)
+    return array
 
 
 def to_bytes(array: Array) -> bytes:
@@ -111,6 +111,50 @@ def to_list(array: Array) -> list[Any]:
     if array.dtype.kind == "O":
         return [_encoded(text).decode(errors="replace") for text in flat]
     return flat
+
+
+def check_finite(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> None:
+    """Check that there is no NaN and no infinity.
+
+    Raises:
+        TensorError: there is; the message names the tensor and the place.
+    """
+    for spec, array in zip(specs, arrays, strict=True):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            flat = array.ravel()
+            place = int(np.argmin(np.isfinite(flat)))
+            indices = [int(index) for index in np.unravel_index(place, array.shape)]
+            raise TensorError(
+                f"input {spec.name}: expected finite numbers, got {flat[place]} at {indices}"
+            )
+
+
+def highest(array: Array, count: int, labels: Sequence[str]) -> Array:
+    """Return the `count` highest values of every row as texts, `value:index` or with `:label`.
+
+    The first dimension of several is the rows. Of equal values the earlier comes first.
+
+    Raises:
+        TensorError: one of them is NaN.
+    """
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise TensorError("the answer holds NaN, which is neither high nor low")
+    rows = array.reshape(array.shape[0], -1) if array.ndim > 1 else array.reshape(1, -1)
+    # Of unsigned integers the negative is no smaller: sort ascending, backwards, from behind.
+    order = np.argsort(rows[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
+    order = rows.shape[1] - 1 - order
+    texts = [
+        _described(rows[row, place], int(place), labels)
+        for row, places in enumerate(order)
+        for place in places
+    ]
+    shape = order.shape if array.ndim > 1 else order.shape[1:]
+    return np.array(texts, dtype=object).reshape(shape)
+
+
+def _described(value: Any, place: int, labels: Sequence[str]) -> str:
+    label = f":{labels[place]}" if place < len(labels) else ""
+    return f"{value}:{place}{label}"
 
 
 def same_batch(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> None:
@@ -145,7 +189,15 @@ def _cast(spec: TensorSpec, plain: Array) -> Array:
                 f"to {bounds.max}, got {low if low < bounds.min else high}"
             )
     with np.errstate(over="ignore"):
-        return _finite(spec, plain.astype(dtype))
+        array: Array = plain.astype(dtype)
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        lost = np.isfinite(plain.astype(np.float64)) & ~np.isfinite(array)
+        if lost.any():
+            raise TensorError(
+                f"input {spec.name}: data: expected numbers that {spec.datatype} can hold, "
+                f"got {plain.ravel()[np.argmax(lost)]}"
+            )
+    return array
 
 
 _KINDS = {
@@ -154,17 +206,6 @@ _KINDS = {
     "u": ("iu", "integers"),
     "f": ("fiu", "numbers"),
 }
-
-
-def _finite(spec: TensorSpec, array: Array) -> Array:
-    # An 8-bit model turns NaN into a plausible answer, so it must not get that far.
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        place = int(np.argmin(np.isfinite(array.ravel())))
-        raise TensorError(
-            f"input {spec.name}: expected finite numbers, got {array.ravel()[place]} "
-            f"at element {place}"
-        )
-    return array
 
 
 def _texts(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> Array:

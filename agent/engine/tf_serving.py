@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 from agent.engine.errors import bad_request
 from agent.engine.http import Response
 from agent.engine.model import Model
-from agent.engine.open_inference import read_object, write_json
+from agent.engine.open_inference import read_object
 from agent.engine.runtimes import Array
-from agent.engine.tensors import nested_from_json, same_batch
+from agent.engine.tensors import check_finite, nested_from_json, same_batch
 from wire.manifest import TensorSpec
 
 _DTYPES = {
@@ -31,6 +32,7 @@ _DTYPES = {
     "BYTES": "DT_STRING",
 }
 _SIGNATURE = "serving_default"
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +93,15 @@ def read_prediction(model: Model, body: bytes) -> Prediction:
     specs = model.manifest.inputs
     inputs = [nested_from_json(spec, _plain(spec, columns[spec.name])) for spec in specs]
     same_batch(specs, inputs)
+    if model.finite_only:
+        check_finite(specs, inputs)
     return Prediction(inputs, by_row)
 
 
 def write_answer(model: Model, asked: Prediction, id: str, outputs: list[Array]) -> Response:
     """Return the answer in the form of the question; the request id is a header.
 
-    Raises:
-        TensorError: an output is not finite.
+    This dialect has the words NaN, Infinity and -Infinity beside JSON's own.
     """
     names = [spec.name for spec in model.manifest.outputs]
     values = [_nested(array) for array in outputs]
@@ -111,7 +114,7 @@ def write_answer(model: Model, asked: Prediction, id: str, outputs: list[Array])
     else:
         rows = zip(*values, strict=True)
         answer = {"predictions": [dict(zip(names, row, strict=True)) for row in rows]}
-    return Response(200, write_json(answer), headers=b"X-Request-Id: %s\r\n" % id.encode())
+    return Response(200, _ENCODER.encode(answer).encode(), headers=b"X-Request-Id: %s\r\n" % id.encode())
 
 
 def _describe(spec: TensorSpec) -> dict[str, Any]:

@@ -59,7 +59,12 @@ def test_health_and_metadata_read_as_the_protocol_says(asker: Client) -> None:
 
     assert asker.ask("GET", "/v2/health/live").json == alive
     assert asker.ask("GET", "/v2/health/ready").json == alive
-    assert asker.ask("GET", "/v2").json["extensions"] == ["binary_tensor_data"]
+    assert asker.ask("GET", "/v2").json["extensions"] == [
+        "binary_tensor_data",
+        "classification",
+        "statistics",
+        "system_shared_memory",
+    ]
     assert asker.ask("GET", "/v2/models/digits").json == {
         "name": "digits",
         "versions": ["7"],
@@ -142,6 +147,11 @@ def changed(**fields: Any) -> dict[str, Any]:
     return {"inputs": [{name: v for name, v in body["inputs"][0].items() if v is not None}]}
 
 
+def wanting(**parameters: Any) -> dict[str, Any]:
+    output = {"name": "scores", "parameters": parameters}
+    return {**infer_body(one_hot(1)), "outputs": [output]}
+
+
 BAD_BODIES: list[tuple[Any, str]] = [
     (b"{", "expected JSON"),
     (b"[" * 100_000, "expected JSON"),
@@ -159,18 +169,25 @@ BAD_BODIES: list[tuple[Any, str]] = [
     (changed(shape=[True, 4]), "expected positive integers"),
     (changed(shape="1,4"), "expected positive integers"),
     (changed(shape=[10**18, 4]), "values"),
-    (changed(data=None), "expected data or binary_data_size"),
+    (changed(data=None), "expected one of data, binary_data_size and"),
     (changed(data=[1, 2, 3]), "expected 4 values"),
     (changed(data=[[1, 2], [3, 4]]), "expected 4 values in shape [1, 4]"),
     (changed(data=[[1, 2, 3], [4]]), "ragged"),
     (changed(data=["1", "2", "3", "4"]), "expected numbers for FP32"),
     (changed(data=[{}, 1, 2, 3]), "expected numbers for FP32"),
-    (changed(data=[1, float("nan"), 3, 4]), "got nan at element 1"),
-    (changed(data=[1, 2, 3, float("inf")]), "got inf at element 3"),
-    (changed(data=[1, 2, 3, 1e300]), "got inf at element 3"),
+    (changed(data=[1, float("nan"), 3, 4]), "expected finite numbers, got nan at [0, 1]"),
+    (changed(data=[1, 2, 3, float("inf")]), "got inf at [0, 3]"),
+    (changed(data=[1, 2, 3, 1e300]), "that FP32 can hold, got 1e+300"),
     (changed(parameters=3), "parameters: expected an object"),
     (changed(data=None, parameters={"binary_data_size": 16}), "binary_data_size"),
-    (changed(data=None, parameters={"shared_memory_region": "x"}), "shared memory"),
+    (changed(parameters={"binary_data_size": 0}), "expected one of data"),
+    (changed(data=None, parameters={"shared_memory_region": "x"}), "'x' is not registered"),
+    (changed(parameters={"shared_memory_offset": 0}), "expected shared_memory_region"),
+    ({**infer_body(one_hot(1)), "parameters": {"timeout": -1}}, "timeout: expected"),
+    ({**infer_body(one_hot(1)), "parameters": {"timeout": "1"}}, "timeout: expected"),
+    (wanting(classification="2"), "classification: expected how many"),
+    (wanting(classification=-1), "classification: expected how many"),
+    (wanting(shared_memory_region="x"), "'x' is not registered"),
     ({**infer_body(one_hot(1)), "id": 7}, "id: expected a string"),
     ({**infer_body(one_hot(1)), "outputs": [{"name": "boxes"}]}, "expected ['scores']"),
 ]
