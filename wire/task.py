@@ -188,7 +188,7 @@ class Anchors(Part):
     def count(self, width: int, height: int) -> int:
         """Return how many anchors the strides make on an input of this size."""
         each = len(self.aspect_ratios) + (self.interpolated_aspect_ratio is not None)
-        return sum(each * (width // stride) * (height // stride) for stride in self.strides)
+        return sum(each * -(-width // stride) * -(-height // stride) for stride in self.strides)
 
 
 class Detection(Part):

@@ -1,4 +1,8 @@
-"""How a request is refused, on its way to becoming an HTTP answer."""
+"""What goes wrong with a request, on its way to becoming an HTTP answer."""
+
+
+class AnswerError(Exception):
+    """The model ran and answered what no app should be given."""
 
 
 class HttpError(Exception):
