@@ -49,12 +49,14 @@ class Release:
     tolerance: float = 1e-5
     flips: int = 0
     names: tuple[str, str] = ("x", "y")
+    input: str = "image"
+    label_names: tuple[str, ...] = LABELS
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._files: dict[str, str] = {}
         artifact = self._store("model", self.data)
-        labels = self._store("labels.txt", "\n".join(LABELS).encode())
+        labels = self._store("labels.txt", "\n".join(self.label_names).encode())
         golden = None
         if self.golden is not None:
             buffer = io.BytesIO()
@@ -64,7 +66,7 @@ class Release:
             model=self.model,
             version=self.version,
             task=self.task,
-            inputs=(self._tensor("image", FEATURES, self.batch),),
+            inputs=(self._tensor(self.input, FEATURES, self.batch),),
             outputs=(self._tensor("scores", CLASSES, self.batch, self.quantization),),
             variants=(
                 Variant(

@@ -1,0 +1,166 @@
+import array
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.client import ApiError, Client
+from tests.agent.engine.harness import Listeners, Release, engine, one_hot
+from tests.agent.engine.models import onnx_classifier, onnx_text_picker
+from wire.manifest import Task
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listeners]:
+    """Where one engine serves digits, and words that are picked from texts."""
+    folder = tmp_path_factory.mktemp("client")
+    kept = Listeners(folder)
+    words = Release(
+        folder / "words", onnx_text_picker(), model="words", datatype="BYTES", task=Task()
+    )
+    with engine(kept) as started:
+        started.serve(Release(folder / "digits", onnx_classifier(), version=7), words)
+        yield kept
+    kept.close()
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def api(serving: Listeners, request: pytest.FixtureRequest) -> Iterator[Client]:
+    tcp = request.param == "tcp"
+    with Client(f"http://127.0.0.1:{serving.port}" if tcp else f"unix:{serving.path}") as opened:
+        yield opened
+
+
+def test_whatever_holds_numbers_is_an_input(api: Client) -> None:
+    rows = one_hot(2)
+    given = [
+        rows,
+        rows[0],
+        {"image": rows},
+        tuple(map(tuple, rows)),
+        np.array(rows, np.float32),
+        np.array(rows, np.float32)[0],
+        np.asfortranarray(np.array(rows * 2, np.float32))[:1],
+        array.array("f", rows[0]),
+    ]
+
+    answers = [api.infer("digits", value) for value in given]
+
+    assert [answer["scores"].tolist() for answer in answers] == [[[0.0, 0.0, 8.0]]] * len(given)
+    assert answers[0]["scores"].numpy().dtype == np.float32
+    assert (answers[0].model, answers[0].version) == ("digits", "7")
+    assert len({answer.id for answer in answers}) == len(given)
+
+
+def test_texts_go_in_and_out(api: Client) -> None:
+    texts = ["a", "ü", "", "d"]
+
+    answer = api.infer("words", [texts, texts])
+
+    assert answer["scores"].tolist() == [["a", "ü", ""]] * 2
+    assert answer["scores"].numpy().shape == (2, 3)
+
+
+def test_guesses_come_with_labels_and_take_feedback(api: Client) -> None:
+    guesses = api.classify("digits", one_hot(1, 2), top=2)
+
+    assert [[guess.label for guess in row] for row in guesses.rows] == [
+        ["one", "zero"],
+        ["two", "zero"],
+    ]
+    assert (guesses.best.index, guesses.best.value) == (1, 8.0)
+    api.feedback(guesses.id, ["one", 0], model="digits")
+    with pytest.raises(ApiError, match="another after the first"):
+        api.feedback(guesses.id, [1, 0], model="digits")
+
+
+def test_what_the_device_says_is_the_message_of_the_error(api: Client) -> None:
+    for ask, status, says in [
+        (lambda: api.infer("letters", [1.0]), 404, "expected one of"),
+        (lambda: api.infer("digits", [1.0, 2.0]), 400, r"expected \[-1, 4\]"),
+        (lambda: api.infer("digits", np.zeros(4)), 400, "expected FP32, got FP64"),
+        (lambda: api.infer("digits", {"pixels": [1.0]}), 400, r"expected \['image'\]"),
+        (lambda: api.infer("digits", [[1, 2, 3, 4], [1]]), 400, "expected 8 values"),
+        (lambda: api.infer("digits", ["a", "b", "c", "d"]), 400, "expected numbers"),
+        (lambda: api.feedback("nobody", 1), 404, "nobody"),
+    ]:
+        with pytest.raises(ApiError, match=says) as refused:
+            ask()
+        assert (refused.value.status, refused.value.retry_after_s) == (status, None)
+
+
+def test_a_time_that_is_up_is_worth_another_try(api: Client) -> None:
+    with pytest.raises(ApiError, match="timeout of 1 microseconds") as late:
+        api.infer("digits", one_hot(1), within_s=1e-6)
+
+    assert (late.value.status, late.value.retry_after_s) == (503, 1.0)
+
+
+def test_ready_and_models(api: Client) -> None:
+    assert api.ready()
+    assert api.models() == ["digits", "words"]
+    assert not Client("unix:/nowhere").ready()
+    with pytest.raises(ApiError, match="unix:/nowhere: no answer") as gone:
+        Client("unix:/nowhere").models()
+    assert gone.value.status == 0
+    with pytest.raises(ApiError, match="expected http://HOST:PORT or unix:PATH"):
+        Client("tcp://127.0.0.1")
+
+
+def test_threads_may_share_a_client(api: Client) -> None:
+    found: dict[int, int] = {}
+
+    def ask(number: int) -> None:
+        for _ in range(20):
+            found[number] = api.classify("digits", one_hot(number % 3)).best.index
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert found == {number: number % 3 for number in range(6)}
+
+
+def test_a_kept_connection_may_end_between_requests_as_at_a_swap(tmp_path: Path) -> None:
+    listeners = Listeners(tmp_path)
+    first = Release(tmp_path / "first", onnx_classifier(), version=1)
+    second = Release(tmp_path / "second", onnx_classifier(), version=2, input="pixels")
+
+    with Client(f"unix:{listeners.path}") as api:
+        with engine(listeners) as old, engine(listeners) as new:
+            old.serve(first)
+            before = api.infer("digits", one_hot(1))
+            new.serve(second)
+            old.drain()
+            # The inputs have other names now: the first request finds that out.
+            with pytest.raises(ApiError, match="pixels"):
+                api.infer("digits", one_hot(1))
+            after = api.infer("digits", one_hot(1))
+    listeners.close()
+
+    assert (before.version, after.version) == ("1", "2")
+
+
+def test_an_answer_that_breaks_off_is_an_error_and_no_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        body = json.dumps({"name": "digits"}).encode()
+        said = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + body
+
+        def break_off() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=break_off)
+        thread.start()
+
+        with pytest.raises(ApiError, match="no answer"):
+            Client(f"http://127.0.0.1:{listener.getsockname()[1]}").metadata("digits")
+        thread.join()
