@@ -13,12 +13,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import httptools
+from agent.engine.incoming import MAX_BODY_BYTES, Hall, Incoming, Request
 
-MAX_HEAD_BYTES = 32 * 1024
-MAX_BODY_BYTES = 16 * 1024 * 1024
-MAX_BUFFERED_BYTES = 64 * 1024 * 1024
-"""Bodies of all connections together."""
+__all__ = ["MAX_BODY_BYTES", "Connection", "HttpServer", "Request", "Response", "refusal"]
 
 MAX_CONNECTIONS = 256
 MAX_PIPELINED = 16
@@ -53,21 +50,6 @@ _REASONS = {
 
 
 @dataclass(slots=True)
-class Request:
-    """A whole request."""
-
-    method: str
-    target: str
-    """As it was sent: path and query."""
-    headers: dict[bytes, bytes]
-    """Names in lower case."""
-    body: bytes
-    keep_alive: bool
-    came_at: float
-    """`time.perf_counter` when its last byte was read."""
-
-
-@dataclass(slots=True)
 class Response:
     """An answer; `headers` are whole lines, each with its line end."""
 
@@ -94,7 +76,7 @@ class HttpServer:
         self.handler = handler
         self.draining = False
         self.connections: set[Connection] = set()
-        self.buffered_bytes = 0
+        self.hall = Hall()
         self._listeners: list[socket.socket] = []
         self._arriving: set[asyncio.Task[object]] = set()
         """Accepted clients on their way into `connections`."""
@@ -177,18 +159,16 @@ class _State(enum.Enum):
     """The last answer is written; what still comes is thrown away."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One client."""
 
     _transport: asyncio.Transport
-    _headers: dict[bytes, bytes]
-    _body: list[bytes]
 
     def __init__(self, server: HttpServer) -> None:
         self._server = server
-        self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[Request | Response] = deque()
         """Requests to handle and, last, a refusal of what could not be read."""
+        self._incoming = Incoming(server.hall, self._queue.append, self._refuse, self._invite)
         self._state = _State.IDLE
         self._since = time.monotonic()
         self._deaf = False
@@ -197,8 +177,6 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._half_closed = False
         self._answer: asyncio.Future[Response]
-        self._begin_request()
-        self._reading = False
 
     # -- the transport's calls
 
@@ -216,24 +194,21 @@ class Connection(asyncio.Protocol):
         """Forget the client; an answer under way is thrown away when it is there."""
         self._server.connections.discard(self)
         self._deaf = True
-        self._drop_body()
+        self._incoming.stop()
         for item in self._queue:
             if isinstance(item, Request):
-                self._server.buffered_bytes -= len(item.body)
+                self._server.hall.held_bytes -= len(item.body)
         self._queue.clear()
 
-    def data_received(self, data: bytes) -> None:
-        """Parse what came and handle what is whole."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to read to."""
+        return self._incoming.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take up what was read and handle what is whole."""
         if self._deaf:
             return
-        if self._reading and not self._head_done:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(431, f"head: expected at most {MAX_HEAD_BYTES} bytes, got more")
-        try:
-            self._feed(data)
-        except httptools.HttpParserError as error:
-            self._refuse(400, f"expected an HTTP/1.1 request, got what is none: {error}")
+        self._incoming.came(nbytes)
         if len(self._queue) > MAX_PIPELINED and not self._paused:
             self._paused = True
             self._transport.pause_reading()
@@ -278,98 +253,18 @@ class Connection(asyncio.Protocol):
         elif self._state is _State.ENDING and waited > LINGER_S:
             self._transport.abort()
 
-    # -- the parser's calls
-
-    def on_message_begin(self) -> None:
-        """Start a new request."""
-        self._begin_request()
-
-    def on_url(self, url: bytes) -> None:
-        """Take (a part of) the target."""
-        self._target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header."""
-        self._headers[name.lower()] = value
-
-    def on_headers_complete(self) -> None:
-        """Refuse what is announced as too large; tell who asks first to go on."""
-        self._head_done = True
-        length = self._headers.get(b"content-length", b"0")
-        if len(length) > 18 or int(length) > MAX_BODY_BYTES:
-            self._refuse_body(length.decode())
-        elif (
-            self._headers.get(b"expect", b"").lower() == b"100-continue"
-            and not self._deaf
-            and not self._queue
-            and self._state is not _State.BUSY
-        ):
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def on_body(self, data: bytes) -> None:
-        """Take a part of the body."""
-        if self._deaf:
-            return
-        self._body.append(data)
-        self._body_bytes += len(data)
-        self._server.buffered_bytes += len(data)
-        if self._body_bytes > MAX_BODY_BYTES:
-            self._refuse_body("more")
-        elif self._server.buffered_bytes > MAX_BUFFERED_BYTES:
-            self._refuse(503, f"{MAX_BUFFERED_BYTES} bytes of requests wait; send it again later")
-
-    def on_message_complete(self) -> None:
-        """Queue the request."""
-        self._reading = False
-        if self._deaf:
-            return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body, self._body_bytes = [], 0
-        request = Request(
-            self._parser.get_method().decode("latin-1"),
-            self._target.decode("latin-1"),
-            self._headers,
-            body,
-            self._parser.should_keep_alive(),
-            time.perf_counter(),
-        )
-        self._queue.append(request)
-
     # -- ours
-
-    def _begin_request(self) -> None:
-        self._reading = True
-        self._target = b""
-        self._headers = {}
-        self._head_bytes = 0
-        self._head_done = False
-        self._body = []
-        self._body_bytes = 0
-
-    def _feed(self, data: bytes) -> None:
-        while data:
-            try:
-                self._parser.feed_data(data)
-                return
-            except httptools.HttpParserUpgrade as offer:
-                # We decline by answering in HTTP/1.1: what follows is the next request.
-                data = data[offer.args[0] :]
-                self._parser = httptools.HttpRequestParser(self)
 
     def _refuse(self, status: int, error: str) -> None:
         """Make this the last answer, after those that are owed."""
         if not self._deaf:
             self._deaf = True
-            self._drop_body()
-            self._reading = False
+            self._incoming.stop()
             self._queue.append(refusal(status, error))
 
-    def _refuse_body(self, got: str) -> None:
-        self._refuse(413, f"body: expected at most {MAX_BODY_BYTES} bytes, got {got}")
-
-    def _drop_body(self) -> None:
-        self._server.buffered_bytes -= self._body_bytes
-        self._body, self._body_bytes = [], 0
+    def _invite(self) -> None:
+        if not self._queue and self._state is not _State.BUSY:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _advance(self) -> None:
         """Handle queued requests until one takes time; a long queue lets others in between."""
@@ -398,7 +293,7 @@ class Connection(asyncio.Protocol):
         if self._half_closed and not self._queue:
             self._transport.close()
             return
-        state = _State.READING if self._reading else _State.IDLE
+        state = _State.READING if self._incoming.reading else _State.IDLE
         if state is not self._state or state is _State.IDLE:
             self._state = state
             self._since = time.monotonic()
@@ -417,10 +312,10 @@ class Connection(asyncio.Protocol):
             self._respond(request, done.result())
             self._advance()
         else:
-            self._server.buffered_bytes -= len(request.body)
+            self._server.hall.held_bytes -= len(request.body)
 
     def _respond(self, request: Request, response: Response) -> None:
-        self._server.buffered_bytes -= len(request.body)
+        self._server.hall.held_bytes -= len(request.body)
         self._state = _State.IDLE
         leaving = self._server.draining and not self._queue
         self._write(response, keep_alive=request.keep_alive and not leaving)

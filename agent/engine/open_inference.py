@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from agent.engine.errors import bad_request
 from agent.engine.http import Response
 from agent.engine.model import Model
@@ -40,7 +42,7 @@ EXTENSIONS = (
 
 _PLATFORMS = {"onnx": "onnx_onnxv1", "tflite": "tflite"}
 _EMPTY = memoryview(b"")
-_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_NULL = b"null"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def index_entry(model: Model) -> dict[str, Any]:
 
 
 def read_inference(
-    model: Model, regions: Regions, header_length: bytes | None, body: bytes
+    model: Model, regions: Regions, header_length: bytes | None, body: bytes | memoryview
 ) -> Inference:
     """Read a request body.
 
@@ -148,16 +150,16 @@ def write_answer(model: Model, asked: Inference, id: str, outputs: list[Array]) 
     )
 
 
-def read_object(body: bytes) -> dict[str, Any]:
+def read_object(body: bytes | memoryview) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         HttpError: it is none.
     """
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise bad_request(f"body: expected JSON: {str(error)[:200]}") from None
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        value = _read_python_json(bytes(body))
     if not isinstance(value, dict):
         raise bad_request(f"body: expected a JSON object, got {type(value).__name__}")
     return value
@@ -169,10 +171,27 @@ def write_json(value: Any) -> bytes:
     Raises:
         TensorError: there is a NaN or an infinity in it, which JSON has no words for.
     """
+    written = orjson.dumps(value)
+    if _NULL in written and _holds_no_number(value):
+        raise TensorError("the answer holds NaN or infinity; ask for binary_data instead")
+    return written
+
+
+def _read_python_json(body: bytes) -> Any:
+    """Read JSON as Python does: NaN and Infinity deserve a better word than "no JSON"."""
     try:
-        return _ENCODER.encode(value).encode()
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise bad_request(f"body: expected JSON: {str(error)[:200]}") from None
+
+
+def _holds_no_number(value: Any) -> bool:
+    """Whether there is a NaN or an infinity in what was written as `null`."""
+    try:
+        json.dumps(value, allow_nan=False)
     except ValueError:
-        raise TensorError("the answer holds NaN or infinity; ask for binary_data instead") from None
+        return True
+    return False
 
 
 def _describe_output(

@@ -405,7 +405,7 @@ def _compressed(request: Request, response: Response) -> Response:
     return response
 
 
-def _inflated(request: Request) -> bytes:
+def _inflated(request: Request) -> bytes | memoryview:
     encoding = request.headers.get(b"content-encoding", b"identity").lower()
     if encoding == b"identity":
         return request.body

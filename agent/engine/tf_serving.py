@@ -74,7 +74,7 @@ def metadata(model: Model) -> dict[str, Any]:
     }
 
 
-def read_prediction(model: Model, body: bytes) -> Prediction:
+def read_prediction(model: Model, body: bytes | memoryview) -> Prediction:
     """Read a predict request.
 
     Raises:

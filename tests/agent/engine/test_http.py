@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agent.engine import http
+from agent.engine import http, incoming
 from tests.agent.engine.harness import Client, Listeners, infer_body, one_hot
 
 INFER = "/v2/models/digits/infer"
@@ -197,7 +197,7 @@ def test_an_idle_client_is_closed_without_a_word(monkeypatch: pytest.MonkeyPatch
 
 def test_connections_and_bodies_are_limited_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
-    monkeypatch.setattr(http, "MAX_BUFFERED_BYTES", 1000)
+    monkeypatch.setattr(incoming, "MAX_HELD_BYTES", 1000)
 
     async def run() -> list[bytes]:
         async with echo() as (server, port):
@@ -217,7 +217,7 @@ def test_connections_and_bodies_are_limited_in_all(monkeypatch: pytest.MonkeyPat
                 writer.close()
             while server.connections:
                 await asyncio.sleep(0.01)
-            assert server.buffered_bytes == 0
+            assert server.hall.held_bytes == 0
             return [too_many, *(task.result() for task in done)]
 
     too_many, too_much = asyncio.run(asyncio.wait_for(run(), 10))
