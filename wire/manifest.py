@@ -82,6 +82,19 @@ class Requires(Part):
     custom_operators: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
     """Machine names as in `uname -m`; empty: any."""
+    runtimes: dict[str, str] = {}
+    """Runtimes that may run it -> their oldest version; empty: any that reads the format."""
+    memory_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Estimate of the peak that one run takes beyond an engine without a model."""
+
+
+class Budget(Part):
+    """What a device may spend on a model; a trial refuses one that takes more."""
+
+    invoke_ms: Annotated[float, Field(gt=0)] | None = None
+    """Median of a golden sample's run."""
+    memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Proportional set size that the model adds to its engine."""
 
 
 class Variant(Part):
@@ -141,6 +154,7 @@ class Manifest(Document):
     files: Annotated[tuple[File, ...], Field(max_length=16)] = ()
     baseline: Baseline | None = None
     metrics: dict[str, float] = {}
+    budget: Budget | None = None
     sources: Annotated[tuple[SourceUrl, ...], Field(max_length=4)] | None = None
     """Where transfers can be had by ranges beside the broker, the best first."""
 

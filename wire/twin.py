@@ -94,6 +94,8 @@ class Probation(Part):
     deadline_s: Annotated[int, Field(ge=1, le=90 * 86_400)] = 86_400
     at_deadline: Literal["refuse", "commit"] = "refuse"
     """What happens when labels or inputs were too few to decide by the deadline."""
+    cpu_percent: Annotated[int, Field(ge=0, le=1_000_000)] = 300
+    """Refused with more of the champion's processor time an input than this; 0: no limit."""
 
 
 class DesiredRelease(Part):
@@ -180,6 +182,10 @@ class Capabilities(Part):
     cpus: Count = 0
 
 
+    onnx_ir: int | None = None
+    """The newest ONNX file format that its onnxruntime reads."""
+    onnx_opsets: dict[str, int] = {}
+    """Operator domain, `` for ai.onnx -> the newest version that its onnxruntime supports."""
 class Reported(Document):
     """What one device runs."""
 

@@ -1,9 +1,10 @@
 """All that can happen to an agent, as values. The shell makes them; `step` takes them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.control import Loaded, Tally, Window
+from agent.core.choice import Operators
 from agent.core.imports import Imported
 from agent.core.state import Journal
 from wire.command import Command
@@ -25,6 +26,7 @@ class Booted:
     acked: int = 0
     imports: tuple[Imported, ...] = ()
     """Of bundles; their files are among the blobs."""
+    operators: Operators = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,19 @@ class SpaceMeasured:
     free_bytes: int
     sizes: Mapping[str, int]
     """Digest -> bytes."""
+    memory_free_bytes: int = 0
+    """Main memory for engines, what those of today hold included; 0: not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryMeasured:
+    """Memory that a further process may take, and what each engine takes of its own."""
+
+    available_bytes: int
+    engines: Mapping[int, int]
+    """Generation -> bytes."""
+    sizes: Mapping[str, int]
+    """File digest -> bytes, of all files on disk."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from agent.core import ends, fetching, imports
 from agent.core.actions import MeasureSpace, ReadManifest
+from agent.core.choice import Device, choose, told
 from agent.core.manners import openings, wait_before_all
 from agent.core.offers import all_chosen, disk_bytes
 from agent.core.retention import Room, Space, make_room
@@ -11,9 +12,7 @@ from agent.core.state import Deployment, Installed
 from agent.core.turn import Turn
 from wire.manifest import Manifest, Variant
 from wire.transfer import Offer
-from wire.twin import Capabilities, DesiredRelease, Phase, Reason
-
-RUNTIMES = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert", "tflite-runtime")}
+from wire.twin import DesiredRelease, Phase, Reason
 
 
 def preflight(turn: Turn, deployment: Deployment, release: DesiredRelease) -> None:
@@ -62,8 +61,10 @@ def on_space(turn: Turn, space: Space) -> None:
         detail = f"expected the manifest of {release.ref}, got that of {manifest.ref}"
         ends.finish(turn, deployment, Phase.REJECTED, Reason.BAD_MANIFEST, detail)
         return
-    variant, reason, detail = choose(manifest, turn.state.capabilities)
-    if variant is None:
+    device = _device(turn, space)
+    variant = choose(manifest, device)
+    if not isinstance(variant, Variant):
+        reason, detail = told(manifest, variant, device)
         ends.finish(turn, deployment, Phase.REJECTED, reason, detail)
         return
     shared = (file.digest for file in manifest.shared_files())
@@ -93,6 +94,16 @@ def on_space(turn: Turn, space: Space) -> None:
     turn.say(f"{release.ref}: fetching {variant.name}, {len(missing)} files, {needed} bytes")
 
 
+def _device(turn: Turn, space: Space) -> Device:
+    state = turn.state
+    return Device(
+        state.capabilities,
+        state.operators,
+        memory_free_bytes=space.memory_free_bytes,
+        memory_limit_bytes=state.settings.memory_bytes,
+    )
+
+
 def _room(
     turn: Turn, deployment: Deployment, release: DesiredRelease, offers: list[Offer], space: Space
 ) -> Room:
@@ -118,23 +129,3 @@ def _clear(turn: Turn, release: DesiredRelease, leaving: tuple[Installed, ...]) 
     for each in leaving:
         turn.say(f"{each.model}@{each.version}: deleted to make room for {release.ref}", "warning")
     ends.collect(turn)
-
-
-def choose(manifest: Manifest, capabilities: Capabilities) -> tuple[Variant | None, Reason, str]:
-    """Return the first variant this device can run, or why there is none."""
-    reason, why = Reason.NO_RUNTIME, []
-    for variant in manifest.variants:
-        architectures = variant.requires.architectures
-        if architectures and capabilities.architecture not in architectures:
-            reason = Reason.WRONG_ARCH
-            why.append(f"{variant.name} needs {' or '.join(architectures)}")
-        elif variant.requires.custom_operators:
-            reason = Reason.UNSUPPORTED_OPERATOR
-            why.append(f"{variant.name} needs {', '.join(variant.requires.custom_operators[:3])}")
-        elif not any(name in capabilities.runtimes for name in RUNTIMES[variant.format]):
-            why.append(f"{variant.name} needs {' or '.join(RUNTIMES[variant.format])}")
-        else:
-            return variant, reason, ""
-    have = ", ".join(f"{n} {v}" for n, v in capabilities.runtimes.items()) or "no runtime"
-    broken = "".join(f"; {n} unusable: {w}" for n, w in capabilities.unusable.items())
-    return None, reason, f"{'; '.join(why)}; here: {have}{broken}"[:480]

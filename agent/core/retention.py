@@ -24,6 +24,8 @@ class Space:
     sizes: Mapping[str, int]
     imported: frozenset[str] = frozenset()
     """Files that came in bundles and are kept for their time."""
+    memory_free_bytes: int = 0
+    """Main memory for engines, what those of today hold included; 0: not known."""
 
     def of(self, files: Iterable[str]) -> int:
         """Return what these files take together."""

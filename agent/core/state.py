@@ -10,6 +10,7 @@ from wire.twin import Capabilities, Desired, DesiredRelease, Phase, Reason
 
 if TYPE_CHECKING:
     from agent.control import Tally
+    from agent.core.choice import Operators
     from agent.core.download import Download
     from agent.core.imports import Imported
 
@@ -121,6 +122,10 @@ class Settings:
     quota_bytes: int = 0
     """What all artifacts together may take; 0: no quota."""
     shared: bool = True
+    memory_bytes: int = 0
+    """What an engine may take beyond its own code; 0: no limit."""
+    memory_reserve_bytes: int = 0
+    """What a second engine must leave free to come up beside the first."""
     """Whether to listen to the frames that go to a whole wave."""
 
 
@@ -161,6 +166,7 @@ class AgentState:
     blobs: frozenset[str] = frozenset()
     manifests: dict[str, Manifest] = field(default_factory=dict)
     refusals: tuple[str, ...] = ()
+    operators: Operators = field(default_factory=dict)
     imports: dict[str, Imported] = field(default_factory=dict)
     """Model -> what a bundle brought and nobody asked for yet."""
 

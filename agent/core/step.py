@@ -124,8 +124,10 @@ def _route(turn: Turn, event: Event) -> None:
             fetching.on_refused(turn, file, reason, detail)
         case ManifestRead(digest, manifest, detail):
             preflight.on_manifest(turn, digest, manifest, detail)
-        case SpaceMeasured(free_bytes, sizes):
-            preflight.on_space(turn, Space(free_bytes, sizes))
+        case SpaceMeasured(free_bytes, sizes, memory):
+            preflight.on_space(turn, Space(free_bytes, sizes, memory_free_bytes=memory))
+        case MemoryMeasured():
+            turn.state.memory = event
         case BundleReady():
             pass  # answered at the end of the step
         case ImportsTaken(found, blobs):
@@ -158,6 +160,7 @@ def _boot(turn: Turn, event: Booted) -> None:
     state.phase_since = turn.now.mono
     state.next_window = turn.now.mono + state.settings.window_s
     _keep_only_whole(turn)
+    state.operators = event.operators
     for deployment in state.journal.deployments.values():
         if deployment.phase in (Phase.TRIAL, Phase.PROBATION):
             detail = "the agent restarted"

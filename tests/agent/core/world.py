@@ -17,7 +17,7 @@ from agent.core.state import AgentState, Instant, Journal, Settings
 from agent.core.step import next_wake, step
 from wire.codec import encode
 from wire.ids import digest_of
-from wire.manifest import File, Manifest, Task, TensorSpec, Variant
+from wire.manifest import File, Manifest, Requires, Task, TensorSpec, Variant
 from wire.manners import Manners
 from wire.transfer import ChunkFrame, FetchRequest, Offer, chunk_hash
 from wire.twin import (
@@ -74,6 +74,7 @@ def make_release(
     model: str = "digits",
     sources: tuple[str, ...] | None = None,
 ) -> Made:
+    requires: Requires | None = None,
     """Make a release of two files and its manifest."""
     tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
     weights = f"{model} weights {version} {conduct} ".encode() * 150
@@ -91,6 +92,7 @@ def make_release(
                 format="onnx",
                 artifact=_file("model.onnx", weights),
                 inputs=(tensor,),
+                requires=requires or Requires(),
                 outputs=(tensor,),
             ),
         ),
