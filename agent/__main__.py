@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from agent.config import AgentConfig, load_config
+from agent.config import AgentConfig, engine_environ, load_config
 from agent.errors import DeviceError
 from wire import VERSION
 
@@ -92,7 +92,7 @@ def _start_log(verbose: bool) -> None:
 def _check(config: AgentConfig) -> int:
     from agent.shell.probe import capabilities
 
-    able = capabilities(config.engine.runtimes)
+    able = capabilities(engine_environ(config.engine))
     for name, version in able.runtimes.items():
         print(f"{name} {version}: ran a model")  # noqa: T201
     for name, why in able.unusable.items():

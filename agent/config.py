@@ -3,9 +3,10 @@
 import base64
 import difflib
 import ipaddress
+import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -164,15 +165,47 @@ class ApiConfig(_Table):
         return _split_address(self.tcp) if self.tcp else None
 
 
+def _accelerator(given: object) -> object:
+    """Take "NAME", or a table of a name and the options that the library itself knows."""
+    if isinstance(given, str):
+        return {"name": given}
+    if isinstance(given, Mapping) and "options" not in given:
+        options = {str(key): str(value) for key, value in given.items() if key != "name"}
+        return {"name": given.get("name"), "options": options}
+    return given
+
+
+class AcceleratorConfig(_Table):
+    """An execution provider or a delegate."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    options: dict[str, str] = {}
+
+
+Accelerators = Annotated[
+    tuple[Annotated[AcceleratorConfig, BeforeValidator(_accelerator)], ...], Field(max_length=8)
+]
+
+
 class EngineConfig(_Table):
     """How models run."""
 
     threads: Annotated[int, Field(ge=1, le=64)] = 1
+    nice: Annotated[int, Field(ge=0, le=19)] = 0
+    """Of the engine that answers; trials and challengers are at least at 10."""
     memory_mb: Annotated[int, Field(ge=0)] = 0
     """What an engine may take beyond its own code; 0: no limit."""
+    reserve_mb: Annotated[int, Field(ge=0)] = 32
+    """Memory that a second engine must leave free; where it would not, the first one ends first."""
     runtimes: tuple[Runtime, ...] = ()
     """The only ones to use; empty: every one that works."""
+    providers: Accelerators = ()
+    """Of onnxruntime, such as "OpenVINO", tried in this order before the processor."""
+    delegates: Accelerators = ()
+    """Libraries of TFLite delegates, such as "libedgetpu.so.1", tried before the processor."""
     start_timeout_s: Seconds = 60
+    invoke_timeout_s: Seconds = 30
+    """A single run of a model that takes longer is ended, and counts as a crash."""
 
 
 class TelemetryConfig(_Table):
@@ -242,6 +275,21 @@ class AgentConfig(_Table):
     telemetry: TelemetryConfig = TelemetryConfig()
     transfer: TransferConfig = TransferConfig()
     retention: RetentionConfig = RetentionConfig()
+
+
+def engine_environ(engine: EngineConfig, unusable: Collection[str] = ()) -> dict[str, str]:
+    """Return what tells an engine process which runtimes and accelerators it may use."""
+    environ = {}
+    if engine.runtimes:
+        environ["FARFLUNG_RUNTIMES"] = ",".join(engine.runtimes)
+    named = {"providers": engine.providers, "delegates": engine.delegates}
+    tried = {
+        kind: [[each.name, each.options] for each in several if each.name not in unusable]
+        for kind, several in named.items()
+    }
+    if any(tried.values()):
+        environ["FARFLUNG_ACCELERATORS"] = json.dumps(tried)
+    return environ
 
 
 _TABLES: dict[str, type[BaseModel]] = {

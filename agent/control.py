@@ -3,9 +3,8 @@
 The daemon starts `python -m agent.engine --control FD --generation N [--tcp FD] [--unix FD]
 [--blame FD]` with the inherited descriptors of a Unix stream socket pair, of the listening
 sockets and of a small file (a memfd will do). The engine exits by itself when the control socket
-reaches its end: it never outlives the daemon. While a model is loaded or invoked, the first 64
-bytes of the blame file are its name, NUL-padded, and zeros otherwise: after a crash they say whose
-it was.
+reaches its end: it never outlives the daemon. While a model is loaded or invoked, the blame file
+names it (see `BLAME`): after a crash it says whose that was, and before that who takes too long.
 
 Frozen dataclasses of JSON values, standard library
 alone: both the small daemon and the engine import this.
@@ -13,10 +12,15 @@ alone: both the small daemon and the engine import this.
 
 import dataclasses
 import json
+import struct
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 MAX_LINE_BYTES = 1024 * 1024
+
+BLAME = struct.Struct("<64s64sQ")
+"""The blame file: the model that began to run last; the one that has run longest, and since when,
+in nanoseconds of the monotonic clock. Names are NUL-padded; zeros while none runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class Load:
     golden: bool = True
     nice: int = 0
     """Niceness until Serve."""
+    invoke_s: float = 30.0
+    """A run that takes longer is stopped, where its runtime can do that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,8 @@ class Loaded:
     golden_flips: int = 0
     golden_worst: float = 0.0
     """Largest absolute difference from the golden answers."""
+    fallback: str = ""
+    """Why it runs on the processor although an accelerator is configured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +201,24 @@ class Note:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Hung:
+    """A run took too long and was stopped; the engine goes on."""
+
+    KIND: ClassVar[str] = "hung"
+    model: str
+    detail: str
+
+
 ToEngine = Load | Serve | Host | ShadowTo | ShadowStop | Report | Drain
-FromEngine = Ready | Failed | Scores | Note
+FromEngine = Ready | Failed | Scores | Note | Hung
 
 _TO_ENGINE: dict[str, type[Any]] = {
     kind.KIND: kind for kind in (Load, Serve, Host, ShadowTo, ShadowStop, Report, Drain)
 }
-_FROM_ENGINE: dict[str, type[Any]] = {kind.KIND: kind for kind in (Ready, Failed, Scores, Note)}
+_FROM_ENGINE: dict[str, type[Any]] = {
+    kind.KIND: kind for kind in (Ready, Failed, Scores, Note, Hung)
+}
 _NESTED: dict[tuple[str, str], type[Any]] = {
     ("load", "models"): ModelSpec,
     ("ready", "models"): Loaded,

@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from agent.config import AgentConfig
+from agent.config import MEBIBYTE, AgentConfig, engine_environ
 from agent.control import ModelSpec
 from agent.core import actions as do
 from agent.core import events as ev
 from agent.core.state import AgentState, Instant, Journal, Settings
 from agent.core.step import next_wake, step
 from agent.errors import DeviceError
+from agent.shell import memory
 from agent.shell.clock import Clock
 from agent.shell.engines import Engines
 from agent.shell.imports import NEWS, Imports
@@ -95,6 +96,7 @@ class Daemon:
                 windows=config.transfer.windows,
                 pins=config.retention.pins,
                 quota_bytes=config.retention.quota_bytes,
+                memory_reserve_bytes=config.engine.reserve_mb * MEBIBYTE,
                 shared=config.transfer.shared,
             )
         )
@@ -104,11 +106,12 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         signal.signal(NEWS, self._on_news)
-        able = capabilities(self._config.engine.runtimes).model_copy(
+        able = capabilities(engine_environ(self._config.engine)).model_copy(
             update={"max_chunk_bytes": self._config.transfer.max_chunk_bytes}
         )
         for name, why in able.unusable.items():
-            log.warning("runtime %s cannot be used: %s", name, why)
+            log.warning("%s cannot be used: %s", name, why)
+        self._engines.leave_out(able.unusable)
         imports = self._imports.take_up(self._slots.adopt)
         journal, blobs = self._slots.load_journal(), self._slots.blobs()
         sequence, acked = self._outbox.last_seq(), self._outbox.acked
@@ -231,6 +234,10 @@ class Daemon:
             case do.MeasureSpace():
                 free, sizes = self._slots.measure_space(), self._slots.blob_sizes()
                 self._post(ev.SpaceMeasured(free, sizes))
+            case do.MeasureMemory():
+                free, engines = memory.measure(self._engines.pids())
+                # Before any other event: it is true of this moment.
+                self._own.appendleft(ev.MemoryMeasured(free, engines, self._slots.blob_sizes()))
             case do.OpenTransfer(offer):
                 self._slots.open_transfer(offer)
             case do.WriteIndex(transfer, index):

@@ -165,6 +165,8 @@ class Serving(Part):
     runtime: str
     """Name and version, such as `onnxruntime 1.32.0`; empty while its engine is down."""
     since: UnixTime
+    fallback: str | None = None
+    """Why it runs on the processor although an accelerator is configured."""
 
 
 class Capabilities(Part):
@@ -180,12 +182,12 @@ class Capabilities(Part):
     """Of the largest chunk it takes; its broker may carry no longer messages."""
     memory_bytes: Count = 0
     cpus: Count = 0
-
-
     onnx_ir: int | None = None
     """The newest ONNX file format that its onnxruntime reads."""
     onnx_opsets: dict[str, int] = {}
     """Operator domain, `` for ai.onnx -> the newest version that its onnxruntime supports."""
+
+
 class Reported(Document):
     """What one device runs."""
 

@@ -78,6 +78,11 @@ class MeasureSpace:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureMemory:
+    """Answer with MemoryMeasured before anything else."""
+
+
+@dataclass(frozen=True, slots=True)
 class OpenTransfer:
     """Open or create the partial of an offer; answer TransferOpened or TransferFailed."""
 
@@ -278,6 +283,7 @@ Action = (
     | Forget
     | SendOutbox
     | MeasureSpace
+    | MeasureMemory
     | OpenTransfer
     | Listen
     | Unlisten

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from agent.control import Tally
-from agent.core import ends, fetching, imports, preflight, serve
+from agent.core import ends, fetching, imports, memory, preflight, serve
 from agent.core.actions import AskScores
 from agent.core.lifecycle import ATTEMPTS, TRIAL_DEADLINE_S
 from agent.core.manners import wait_before_files
@@ -128,6 +128,8 @@ def _try(turn: Turn, deployment: Deployment) -> None:
     state = turn.state
     if any(g.role != "serving" for g in state.generations.values()):
         return  # room for two engines, never three
+    if state.making_way not in ("", deployment.manifest):
+        return  # the champions come first
     if deployment.attempts >= ATTEMPTS:
         detail = deployment.detail or f"{ATTEMPTS} attempts ended without an answer"
         ends.finish(turn, deployment, Phase.FAILED, Reason.CRASHED, detail)
@@ -139,6 +141,16 @@ def _try(turn: Turn, deployment: Deployment) -> None:
         return
     challenger = _installed(deployment, turn.now.wall)
     others = tuple(i for m, i in state.journal.champions.items() if m != deployment.model)
+    lacking = memory.lacking_beside(turn, (*others, challenger))
+    if lacking is None:
+        return
+    if lacking:
+        if _may_skip_probation(turn, deployment):
+            serve.make_way(turn, deployment.manifest, lacking)
+        else:
+            detail = f"{lacking}: no probation is possible beside the champion"
+            ends.finish(turn, deployment, Phase.FAILED, Reason.OUT_OF_MEMORY, detail)
+        return
     # Journal before loading: a model that kills the process must still cost an attempt.
     turn.advance(deployment, Phase.TRIAL, attempts=deployment.attempts + 1)
     serve.launch(turn, (*others, challenger), "challenger")
@@ -151,15 +163,32 @@ def on_challenger_ready(turn: Turn, generation: Generation) -> None:
         serve.end(turn, generation)
         return
     release = turn.wanted(deployment.model)
-    champion = turn.state.journal.champions.get(deployment.model)
     pairs = release.probation.labelled_pairs if release is not None else 0
-    if champion is None or pairs == 0 or deployment.purpose == "rollback":
+    if not _wants_probation(turn, deployment):
         commit(turn, deployment, generation, "passed its trial")
+        return
+    if turn.state.making_way:
+        detail = "passed its trial; memory is too short for a probation beside the champion"
+        commit(turn, deployment, generation, detail)
         return
     turn.state.tally = None
     turn.advance(deployment, Phase.PROBATION, labelled_pairs=0, worse=0, better=0)
     turn.say(f"{deployment.model}@{deployment.version}: on probation, {pairs} labelled pairs")
     serve.start_shadow(turn)
+
+
+def _wants_probation(turn: Turn, deployment: Deployment) -> bool:
+    release = turn.wanted(deployment.model)
+    pairs = release.probation.labelled_pairs if release is not None else 0
+    served = deployment.model in turn.state.journal.champions
+    return served and pairs > 0 and deployment.purpose != "rollback"
+
+
+def _may_skip_probation(turn: Turn, deployment: Deployment) -> bool:
+    """Whether a release may commit on its trial alone where evidence cannot be had."""
+    release = turn.wanted(deployment.model)
+    lenient = release is not None and release.probation.at_deadline == "commit"
+    return lenient or not _wants_probation(turn, deployment)
 
 
 def _watch_probation(turn: Turn, deployment: Deployment) -> None:
@@ -253,8 +282,16 @@ def on_challenger_failed(
         ends.finish(turn, deployment, Phase.ROLLED_BACK, reason, detail)
 
 
+def on_challenger_hung(turn: Turn, why: str) -> None:
+    """A run of the challenger had to be stopped. In a trial its engine says so itself."""
+    deployment = turn.state.active()
+    if deployment is not None and deployment.phase is Phase.PROBATION:
+        ends.finish(turn, deployment, Phase.ROLLED_BACK, Reason.HUNG, f"on probation: {why}")
+
+
 def on_challenger_lost(turn: Turn, why: str) -> None:
     """The challenger's process died: another attempt while there is one, else the end."""
+    turn.state.making_way = ""  # before another attempt the champions answer for a while
     deployment = turn.state.active()
     if deployment is None:
         return

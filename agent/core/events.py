@@ -214,6 +214,15 @@ class EngineFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineHung:
+    """A run took too long and was stopped; its generation goes on."""
+
+    generation: int
+    model: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineExited:
     """A generation's process is gone. `code` negative: by that signal."""
 
@@ -271,10 +280,12 @@ Event = (
     | BlobRefused
     | ManifestRead
     | SpaceMeasured
+    | MemoryMeasured
     | BundleReady
     | ImportsTaken
     | EngineReady
     | EngineFailed
+    | EngineHung
     | EngineExited
     | ScoresCame
     | HealthSampled

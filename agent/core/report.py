@@ -10,6 +10,7 @@ def report(state: AgentState) -> Reported:
     journal, settings = state.journal, state.settings
     engine = state.generation("serving")
     runtimes = engine.runtimes if engine is not None else {}
+    fallbacks = engine.fallbacks if engine is not None else {}
     return Reported(
         device=settings.device,
         desired_revision=journal.desired.revision if journal.desired is not None else 0,
@@ -26,6 +27,7 @@ def report(state: AgentState) -> Reported:
                 variant=champion.variant,
                 runtime=runtimes.get(champion.model, ""),
                 since=champion.since,
+                fallback=fallbacks.get(champion.model),
             )
             for champion in journal.champions.values()
         ),

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from agent.control import Loaded, ModelSpec
+from agent.core import memory
 from agent.core.actions import (
     DrainEngine,
     KillEngine,
@@ -13,7 +14,7 @@ from agent.core.actions import (
 from agent.core.jitter import draw
 from agent.core.reconcile import key_of
 from agent.core.retention import pinned_after
-from agent.core.state import Deployment, Generation, Installed, Role
+from agent.core.state import AgentState, Deployment, Generation, Installed, Role
 from agent.core.turn import Turn
 from wire.twin import Phase, Reason
 
@@ -70,17 +71,56 @@ def ensure_serving(turn: Turn) -> None:
     state = turn.state
     if not state.journal.champions or state.stopping:
         return
-    if state.generation("serving") is not None or state.generation("next") is not None:
+    if state.generation("next") is not None:
         return
+    if state.generation("serving") is not None:
+        if state.restart_wanted:
+            _renew(turn)
+        return
+    if state.making_way and _way_is_taken(state):
+        return
+    state.making_way, state.restart_wanted = "", False
     if state.restart_at is not None and turn.now.mono < state.restart_at:
         return
     launch(turn, tuple(state.journal.champions.values()), "next")
 
 
 def restart(turn: Turn) -> None:
-    """Start a fresh engine beside the serving one, which then takes over without a gap."""
-    if turn.state.generation("next") is None and turn.state.journal.champions:
-        launch(turn, tuple(turn.state.journal.champions.values()), "next")
+    """Have a fresh engine take over: beside the serving one, or after it where memory is short."""
+    turn.state.restart_wanted = turn.state.generation("next") is None
+
+
+def _renew(turn: Turn) -> None:
+    champions = tuple(turn.state.journal.champions.values())
+    lacking = memory.lacking_beside(turn, champions)
+    if lacking is None:
+        return
+    turn.state.restart_wanted = False
+    if lacking:
+        make_way(turn, "restart", lacking)
+    else:
+        launch(turn, champions, "next")
+
+
+def make_way(turn: Turn, whom: str, why: str) -> None:
+    """Let the serving engine end before another one starts, for a release digest or "restart"."""
+    serving = turn.state.generation("serving")
+    if serving is None:
+        return
+    turn.state.making_way = whom
+    change(turn, serving.number, role="ending")
+    turn.do(DrainEngine(serving.number))
+    turn.say(f"engine {serving.number} ends before the next one starts: {why}", "warning")
+
+
+def _way_is_taken(state: AgentState) -> bool:
+    """Whether the champions must wait: their engine is still there, or a trial in its place."""
+    if any(generation.role == "ending" for generation in state.generations.values()):
+        return True
+    deployment = state.active()
+    if deployment is None or deployment.manifest != state.making_way:
+        return False
+    return deployment.phase in (Phase.VERIFIED, Phase.TRIAL)
 
 
 def take_over(turn: Turn, number: int) -> None:
@@ -92,6 +132,7 @@ def take_over(turn: Turn, number: int) -> None:
         change(turn, old.number, role="ending")
         turn.do(DrainEngine(old.number))
     turn.state.restart_at = None
+    turn.state.making_way = ""
     turn.state.settled_at = turn.now.mono + STABLE_S
     turn.state.report_wanted = True
 
@@ -107,7 +148,11 @@ def on_ready(turn: Turn, number: int, models: tuple[Loaded, ...]) -> Generation 
     if number not in turn.state.generations:
         return None
     generation = change(
-        turn, number, ready=True, runtimes={loaded.model: loaded.runtime for loaded in models}
+        turn,
+        number,
+        ready=True,
+        runtimes={loaded.model: loaded.runtime for loaded in models},
+        fallbacks={loaded.model: loaded.fallback for loaded in models if loaded.fallback},
     )
     if generation.role == "next":
         take_over(turn, number)
@@ -128,7 +173,13 @@ def start_shadow(turn: Turn) -> None:
         )
 
 
-def on_lost(turn: Turn, generation: Generation, blamed: str, why: str) -> None:
+def on_lost(
+    turn: Turn,
+    generation: Generation,
+    blamed: str,
+    why: str,
+    reason: Reason = Reason.CRASHED,
+) -> None:
     """Take the loss of a serving or coming engine: blame, back off, or go back a release."""
     state = turn.state
     state.engine_restarts += 1
@@ -137,22 +188,37 @@ def on_lost(turn: Turn, generation: Generation, blamed: str, why: str) -> None:
         return
     state.engine_failures += 1
     state.settled_at = None
-    state.report_wanted = True
-    model = _culprit(generation, blamed)
-    crashes = state.journal.crashes.get(model, 0) + 1
-    turn.record(crashes={**state.journal.crashes, model: crashes})
-    turn.say(f"{model}: engine {generation.number} lost ({why}), crash {crashes}", "error")
-    if crashes >= CRASH_LIMIT and model in state.journal.previous:
-        _fall_back(turn, model, why)
-        coming = state.generation("next")
-        if coming is not None:
-            end(turn, coming)  # it holds what was just taken back
+    if _count_crash(turn, _culprit(generation, blamed), generation, why, reason):
         return
     if state.generation("next") is not None:
         return  # a successor is on its way already
     wait = min(FIRST_BACKOFF_S * 2 ** (state.engine_failures - 1), LAST_BACKOFF_S)
     wait *= 0.75 + 0.5 * draw(state.settings.boot, state.engine_restarts)
     state.restart_at = turn.now.mono + wait
+
+
+def on_hung(turn: Turn, generation: Generation, blamed: str, why: str) -> None:
+    """Count a run that had to be stopped like a crash, although its engine goes on."""
+    if turn.state.settled_at is not None:
+        turn.state.settled_at = turn.now.mono + STABLE_S
+    if _count_crash(turn, _culprit(generation, blamed), generation, why, Reason.HUNG):
+        restart(turn)
+
+
+def _count_crash(turn: Turn, model: str, generation: Generation, why: str, reason: Reason) -> bool:
+    """Blame `model`; return whether that was once too often and its previous release is back."""
+    state = turn.state
+    state.report_wanted = True
+    crashes = state.journal.crashes.get(model, 0) + 1
+    turn.record(crashes={**state.journal.crashes, model: crashes})
+    turn.say(f"{model}: engine {generation.number}: {why}; crash {crashes}", "error")
+    if crashes < CRASH_LIMIT or model not in state.journal.previous:
+        return False
+    _fall_back(turn, model, why, reason)
+    coming = state.generation("next")
+    if coming is not None:
+        end(turn, coming)  # it holds what was just taken back
+    return True
 
 
 def _culprit(generation: Generation, blamed: str) -> str:
@@ -162,7 +228,7 @@ def _culprit(generation: Generation, blamed: str) -> str:
     return max(generation.models, key=lambda installed: installed.since).model
 
 
-def _fall_back(turn: Turn, model: str, why: str) -> None:
+def _fall_back(turn: Turn, model: str, why: str, reason: Reason) -> None:
     """Return to the previous release. That is a deployment of its own, and already done."""
     journal = turn.state.journal
     bad, good = journal.champions[model], journal.previous[model]
@@ -176,7 +242,7 @@ def _fall_back(turn: Turn, model: str, why: str) -> None:
         since=turn.now.wall,
         variant=good.variant,
         files=good.files,
-        reason=Reason.CRASHED,
+        reason=reason,
         detail=f"{model}@{bad.version} crashed {CRASH_LIMIT} times after its commit: {why}",
     )
     # A deployment under way was started against the bad champion: it stays and goes on.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from agent.control import Tally
     from agent.core.choice import Operators
     from agent.core.download import Download
+    from agent.core.events import MemoryMeasured
     from agent.core.imports import Imported
 
 Purpose = Literal["rollout", "rollback", "fallback"]
@@ -121,11 +122,11 @@ class Settings:
     """(model, version) of releases to keep once they served here."""
     quota_bytes: int = 0
     """What all artifacts together may take; 0: no quota."""
-    shared: bool = True
     memory_bytes: int = 0
     """What an engine may take beyond its own code; 0: no limit."""
     memory_reserve_bytes: int = 0
     """What a second engine must leave free to come up beside the first."""
+    shared: bool = True
     """Whether to listen to the frames that go to a whole wave."""
 
 
@@ -148,6 +149,8 @@ class Generation:
     ready: bool = False
     runtimes: dict[str, str] = field(default_factory=dict)
     """Model -> runtime and version, once ready."""
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    """Model -> why it runs on the processor although an accelerator is configured."""
 
 
 @dataclass(slots=True)
@@ -163,10 +166,10 @@ class AgentState:
     stopping: bool = False
     online: bool = False
     capabilities: Capabilities = field(default_factory=Capabilities)
+    operators: Operators = field(default_factory=dict)
     blobs: frozenset[str] = frozenset()
     manifests: dict[str, Manifest] = field(default_factory=dict)
     refusals: tuple[str, ...] = ()
-    operators: Operators = field(default_factory=dict)
     imports: dict[str, Imported] = field(default_factory=dict)
     """Model -> what a bundle brought and nobody asked for yet."""
 
@@ -197,6 +200,13 @@ class AgentState:
     last_generation: int = 0
     restart_at: float | None = None
     """When to start serving again after a crash, monotonic."""
+    restart_wanted: bool = False
+    """A fresh engine is to take over from the serving one."""
+    making_way: str = ""
+    """What the serving engine ended for, as there was no room for two: a release digest, or
+    "restart"; empty once somebody serves again."""
+    memory: MemoryMeasured | None = None
+    """As measured for this very step."""
     engine_failures: int = 0
     """In a row, for the backoff."""
     engine_restarts: int = 0

@@ -29,6 +29,7 @@ from agent.core.events import (
     Disconnected,
     EngineExited,
     EngineFailed,
+    EngineHung,
     EngineReady,
     Event,
     FrameBroken,
@@ -36,6 +37,7 @@ from agent.core.events import (
     HealthSampled,
     ImportsTaken,
     ManifestRead,
+    MemoryMeasured,
     Refused,
     ReportHeard,
     ScoresCame,
@@ -54,7 +56,7 @@ from agent.core.report import report
 from agent.core.retention import Space, pinned_after
 from agent.core.state import AgentState, Deployment, Instant
 from agent.core.turn import Turn
-from wire.twin import Desired, DesiredRelease, Phase
+from wire.twin import Desired, DesiredRelease, Phase, Reason
 
 PROGRESS_S = 2.0
 """How often mere figures in `Reported` are published."""
@@ -79,6 +81,7 @@ def step(state: AgentState, event: Event, now: Instant) -> tuple[AgentState, lis
         if now.mono >= turn.state.next_collect:
             ends.collect(turn)
         _publish(turn)
+    turn.state.memory = None
     if isinstance(event, BundleReady) and not turn.state.stopping:
         # Last, so that this step deletes nothing of what is moved in.
         turn.do(TakeImports())
@@ -138,6 +141,8 @@ def _route(turn: Turn, event: Event) -> None:
                 deploy.on_challenger_ready(turn, generation)
         case EngineFailed() | EngineExited():
             _engine_gone(turn, event)
+        case EngineHung():
+            _engine_hung(turn, event)
         case ScoresCame(_, windows, tallies):
             telemetry.on_windows(turn, windows)
             for tally in tallies:
@@ -155,12 +160,12 @@ def _boot(turn: Turn, event: Booted) -> None:
     state.booted = True
     state.journal = event.journal
     state.capabilities = event.capabilities
+    state.operators = event.operators
     state.blobs = event.blobs
     state.sequence, state.acked = event.sequence, event.acked
     state.phase_since = turn.now.mono
     state.next_window = turn.now.mono + state.settings.window_s
     _keep_only_whole(turn)
-    state.operators = event.operators
     for deployment in state.journal.deployments.values():
         if deployment.phase in (Phase.TRIAL, Phase.PROBATION):
             detail = "the agent restarted"
@@ -272,7 +277,9 @@ def _engine_gone(turn: Turn, event: EngineFailed | EngineExited) -> None:
             deploy.on_challenger_failed(turn, generation, event.model, event.reason, event.detail)
         elif generation.role != "ending":
             serve.change(turn, generation.number, role="ending")
-            serve.on_lost(turn, generation, event.model, f"{event.reason}: {event.detail}")
+            reason = Reason.HUNG if event.reason is Reason.HUNG else Reason.CRASHED
+            why = f"{event.reason}: {event.detail}"
+            serve.on_lost(turn, generation, event.model, why, reason)
             deploy.recheck_challenger(turn)
         return
     others = {n: g for n, g in turn.state.generations.items() if n != event.generation}
@@ -283,6 +290,17 @@ def _engine_gone(turn: Turn, event: EngineFailed | EngineExited) -> None:
     elif generation.role != "ending":
         serve.on_lost(turn, generation, event.model, why)
         deploy.recheck_challenger(turn)
+
+
+def _engine_hung(turn: Turn, event: EngineHung) -> None:
+    generation = turn.state.generations.get(event.generation)
+    if generation is None:
+        return
+    # One that is not ready yet fails its trial by it, and says so itself.
+    if generation.role == "challenger":
+        deploy.on_challenger_hung(turn, event.detail)
+    elif generation.role == "serving":
+        serve.on_hung(turn, generation, event.model, event.detail)
 
 
 def _stop(turn: Turn) -> None:

@@ -1,37 +1,84 @@
-"""Word of the model that is being run, left where it survives a crash of the process."""
+"""Word of the models that are being run, left where it survives a crash of the process."""
 
 import mmap
 import os
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
-BLAME_BYTES = 64
+from agent.control import BLAME
+
+Interrupt = Callable[[], None]
+
+_NOBODY = bytes(BLAME.size)
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One run of a model, from `begin` to `end`."""
+
+    model: bytes
+    since_ns: int
+    """Monotonic; 0: it may take as long as it likes."""
+    interrupt: Interrupt | None
+    """Ends it, called from another thread; None: nothing does but the end of the process."""
+    interrupted: bool = False
 
 
 class Blame:
-    """The name of the running model in a shared file, NUL-padded; zeros while none runs.
+    """The running models in a shared file laid out as `agent.control.BLAME`.
 
-    Of several that run at once the one that began last is named.
+    The daemon reads there whose crash it was, and which run takes too long.
     """
 
     def __init__(self, fd: int | None) -> None:
-        self._page = bytearray(BLAME_BYTES) if fd is None else _map(fd)
-        self._running: list[bytes] = []
+        self.on_interrupted: Callable[[str], None] = lambda _: None
+        """Told of every run that ended after it was interrupted, in the thread that ran it."""
+        self._page = bytearray(BLAME.size) if fd is None else _map(fd)
+        self._running: list[Run] = []
         self._lock = threading.Lock()
 
-    def begin(self, model: bytes) -> None:
+    def begin(self, model: bytes, interrupt: Interrupt | None = None, *, timed: bool = True) -> Run:
         """Note that `model` runs from here on."""
+        run = Run(model, time.monotonic_ns() if timed else 0, interrupt)
         with self._lock:
-            self._running.append(model)
-            self._page[:] = model.ljust(BLAME_BYTES, b"\0")
+            self._running.append(run)
+            self._write()
+        return run
 
-    def end(self, model: bytes) -> None:
-        """Note that one run of `model` is over."""
+    def end(self, run: Run) -> None:
+        """Note that a run is over."""
         with self._lock:
-            self._running.remove(model)
-            last = self._running[-1] if self._running else b""
-            self._page[:] = last.ljust(BLAME_BYTES, b"\0")
+            self._running.remove(run)
+            self._write()
+        if run.interrupted:
+            self.on_interrupted(run.model.decode())
+
+    def interrupt_older(self, since_ns: int) -> None:
+        """Interrupt the runs that began before and can be, each once.
+
+        None is interrupted after its `end`: the next run of the same model is not to suffer.
+        """
+        with self._lock:
+            for run in self._running:
+                if (
+                    run.interrupt is not None
+                    and not run.interrupted
+                    and 0 < run.since_ns < since_ns
+                ):
+                    run.interrupted = True
+                    run.interrupt()
+
+    def _write(self) -> None:
+        if not self._running:
+            self._page[:] = _NOBODY
+            return
+        latest = self._running[-1]
+        longest = next((run for run in self._running if run.since_ns), latest)
+        self._page[:] = BLAME.pack(latest.model, longest.model, longest.since_ns)
 
 
 def _map(fd: int) -> mmap.mmap:
-    os.ftruncate(fd, BLAME_BYTES)
-    return mmap.mmap(fd, BLAME_BYTES)
+    os.ftruncate(fd, BLAME.size)
+    return mmap.mmap(fd, BLAME.size)

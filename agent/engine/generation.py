@@ -17,6 +17,7 @@ from agent.control import (
     Drain,
     Failed,
     Host,
+    Hung,
     Load,
     Note,
     Ready,
@@ -26,7 +27,7 @@ from agent.control import (
     ShadowStop,
     ShadowTo,
 )
-from agent.engine import memory, priority
+from agent.engine import memory, priority, watchdog
 from agent.engine.blame import Blame
 from agent.engine.http import HttpServer, Request
 from agent.engine.model import read_manifest, variant_of
@@ -97,6 +98,7 @@ class Generation:
     async def _obey(self, message: control.ToEngine) -> None:
         match message:
             case Load():
+                self._watch(message.invoke_s)
                 _start_trial(message, self._blame, self._tried)
             case Serve():
                 priority.restore()
@@ -119,6 +121,16 @@ class Generation:
 
     def _handle(self, request: Request) -> Answer:
         return self._api.handle(request)
+
+    def _watch(self, limit_s: float) -> None:
+        loop = asyncio.get_running_loop()
+
+        def tell(model: str) -> None:
+            detail = f"a run was stopped after {limit_s:g} s without an answer"
+            loop.call_soon_threadsafe(self._send, Hung(model, detail))
+
+        self._blame.on_interrupted = tell
+        watchdog.watch(self._blame, limit_s)
 
     def _tried(self, outcome: _Outcome) -> None:
         """Take up what the trial came to."""

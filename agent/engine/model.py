@@ -33,7 +33,8 @@ class Model:
         self.labels = _labels(self.manifest, spec)
         self._blame = blame
         self._mark = spec.model.encode()
-        blame.begin(self._mark)
+        # A slow disk may take its time here: the daemon waits for `ready` no longer than it likes.
+        loading = blame.begin(self._mark, timed=False)
         try:
             path = file_path(spec, self.variant.artifact.digest)
             self.runtime: Runtime = open_runtime(self.variant.format, path, threads)
@@ -59,17 +60,13 @@ class Model:
         Raises:
             Exception: whatever the runtime raises.
         """
-        self._blame.begin(self._mark)
-        try:
-            if self._row_by_row and inputs[0].shape[0] != 1:
-                rows = [
-                    self._run([array[row : row + 1] for array in inputs])
-                    for row in range(inputs[0].shape[0])
-                ]
-                return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
-            return self._run(inputs)
-        finally:
-            self._blame.end(self._mark)
+        if self._row_by_row and inputs[0].shape[0] != 1:
+            rows = [
+                self._run([array[row : row + 1] for array in inputs])
+                for row in range(inputs[0].shape[0])
+            ]
+            return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        return self._run(inputs)
 
     def classify(self, outputs: list[Array]) -> tuple[tuple[int, ...], list[float]]:
         """Return the class of every row and the score of that class, 0 to 1.
@@ -97,7 +94,15 @@ class Model:
         return tuple(winners.tolist()), tops.tolist()
 
     def _run(self, inputs: list[Array]) -> list[Array]:
-        outputs = self.runtime.run([inputs[place] for place in self._in_order])
+        run = self._blame.begin(self._mark, self.runtime.interrupt)
+        try:
+            outputs = self.runtime.run([inputs[place] for place in self._in_order])
+        except Exception as error:
+            if run.interrupted:
+                raise CannotRunError(Reason.HUNG, "no answer in time; the run was stopped") from error
+            raise
+        finally:
+            self._blame.end(run)
         return [outputs[place] for place in self._out_order]
 
 

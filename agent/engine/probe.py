@@ -1,14 +1,18 @@
-"""Which runtimes work here: each is made to run a model, in a process of its own."""
+"""Which runtimes and accelerators work here: each runs a model, in a process of its own."""
 
 import base64
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
-from agent.engine.runtimes import MODULES, installed, open_with
+from agent.engine.runtimes import MODULES, PREFERENCE, installed, open_with
+from agent.engine.runtimes.accelerators import VARIABLE, Kind, configured
+from wire.manifest import Format
 
 TIMEOUT_S = 60
 
@@ -24,46 +28,71 @@ _TFLITE_ADDER = (
 )
 
 
-def probe() -> dict[str, dict[str, str]]:
+def probe() -> dict[str, dict[str, Any]]:
     """Return {"runtimes": {name: version}, "unusable": {name: why}} of what is installed.
+
+    "supported" is {name: what `agent.engine.supported` found out of that runtime}.
 
     One process a runtime: a library built for another NumPy or processor may take its process
     along, and the others shall still be found.
     """
-    children = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "agent.engine", "--probe-runtime", name],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for name in installed()
-    }
-    usable, unusable = {}, {}
+    alone = json.dumps({})
+    children = {name: _start(name, alone) for name in installed()}
+    usable, unusable, supports = {}, {}, {}
     for name, child in children.items():
-        version, why = _outcome(child)
-        if why:
-            unusable[name] = why
+        answer = _outcome(child)
+        if answer["why"]:
+            unusable[name] = answer["why"]
         else:
-            usable[name] = version
-    return {"runtimes": usable, "unusable": unusable}
+            usable[name] = answer["version"]
+            supports[name] = answer["supported"]
+    unusable |= _unusable_accelerators(usable)
+    return {"runtimes": usable, "unusable": unusable, "supported": supports}
 
 
-def _outcome(child: subprocess.Popen[str]) -> tuple[str, str]:
+def _unusable_accelerators(runtimes: Iterable[str]) -> dict[str, str]:
+    """Return name -> why of the configured accelerators that no model can run on."""
+    formats: tuple[tuple[Kind, Format], ...] = (("providers", "onnx"), ("delegates", "tflite"))
+    unusable = {}
+    for kind, format in formats:
+        runtime = next((name for name in PREFERENCE[format] if name in runtimes), None)
+        for each in configured(kind):
+            if runtime is None:
+                unusable[each.name] = f"no runtime for {format} models works here"
+                continue
+            child = _start(runtime, json.dumps({kind: [[each.name, each.options]]}))
+            _, fallback, why = _outcome(child)
+            if fallback or why:
+                unusable[each.name] = fallback.removeprefix(f"{each.name}: ") or why
+    return unusable
+
+
+def _start(runtime: str, accelerators: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "agent.engine", "--probe-runtime", runtime],
+        env={**os.environ, VARIABLE: accelerators},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def _outcome(child: "subprocess.Popen[str]") -> tuple[str, str, str]:
+    """Return its version, why it fell back to the processor, and why it did not work at all."""
     try:
         out, _ = child.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         child.kill()
         child.communicate()
-        return "", f"did not run a two-element model within {TIMEOUT_S} s"
+        return "", "", f"did not run a two-element model within {TIMEOUT_S} s"
     if child.returncode < 0:
-        return "", f"its process ended by {signal.Signals(-child.returncode).name}"
+        return "", "", f"its process ended by {signal.Signals(-child.returncode).name}"
     try:
         answer = json.loads(out.splitlines()[-1])
-        return answer["version"], answer["why"]
+        return answer["version"], answer["fallback"], answer["why"]
     except (IndexError, KeyError, ValueError):
-        return "", f"its process ended with code {child.returncode} and without an answer"
+        return "", "", f"its process ended with code {child.returncode} and without an answer"
 
 
 def probe_runtime(name: str) -> dict[str, str]:
@@ -71,7 +100,7 @@ def probe_runtime(name: str) -> dict[str, str]:
     import numpy as np
 
     if name not in MODULES:
-        return {"version": "", "why": f"expected one of {', '.join(MODULES)}, got {name[:40]!r}"}
+        return _told(why=f"expected one of {', '.join(MODULES)}, got {name[:40]!r}")
     data = base64.b64decode(_ONNX_ADDER if name == "onnxruntime" else _TFLITE_ADDER)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -80,10 +109,14 @@ def probe_runtime(name: str) -> dict[str, str]:
             runtime = open_with(name, str(path), threads=1)
             (answer,) = runtime.run([np.array([1.5, -2.0], np.float32)])
     except Exception as error:
-        return {"version": "", "why": f"{_first_cause(error)} (with NumPy {np.__version__})"}
+        return _told(why=f"{_first_cause(error)} (with NumPy {np.__version__})")
     if answer.tolist() != [3.0, -4.0]:
-        return {"version": "", "why": f"1.5 + 1.5 and -2 + -2: got {answer.tolist()}"}
-    return {"version": runtime.version, "why": ""}
+        return _told(why=f"1.5 + 1.5 and -2 + -2: got {answer.tolist()}")
+    return _told(runtime.version, runtime.fallback)
+
+
+def _told(version: str = "", fallback: str = "", why: str = "") -> dict[str, str]:
+    return {"version": version, "fallback": fallback, "why": why}
 
 
 def _first_cause(error: BaseException) -> str:

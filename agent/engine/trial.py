@@ -88,6 +88,7 @@ def _try_model(spec: ModelSpec, threads: int, blame: Blame, *, golden: bool) -> 
         golden_samples=found.samples,
         golden_flips=found.flips,
         golden_worst=found.worst,
+        fallback=model.runtime.fallback,
     )
     return Passed(model, loaded, sum(array.nbytes for array in first))
 

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -72,15 +72,17 @@ class Probe:
 
 
 def capabilities(
-    runtimes_allowed: Sequence[str],
+    told: Mapping[str, str],
     command: Sequence[str] = PROBE_COMMAND,
     timeout_s: float = PROBE_TIMEOUT_S,
 ) -> Capabilities:
     """Return what this machine can run, asking a child that makes each runtime run a model.
 
+    `told` is what an engine's environment says of runtimes and accelerators.
+
     A probe that fails is a device without runtimes, and says why.
     """
-    runtimes, unusable = _ask(runtimes_allowed, command, timeout_s)
+    runtimes, unusable = _ask(told, command, timeout_s)
     return Capabilities(
         architecture=platform.machine(),
         python=platform.python_version(),
@@ -92,11 +94,9 @@ def capabilities(
 
 
 def _ask(
-    runtimes_allowed: Sequence[str], command: Sequence[str], timeout_s: float
+    told: Mapping[str, str], command: Sequence[str], timeout_s: float
 ) -> tuple[dict[str, str], dict[str, str]]:
-    environ = dict(os.environ)
-    if runtimes_allowed:
-        environ["FARFLUNG_RUNTIMES"] = ",".join(runtimes_allowed)
+    environ = {**os.environ, **told}
     try:
         done = subprocess.run(
             list(command),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,6 +52,13 @@ class Runtime(Protocol):
     version: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    fallback: str
+    """Why it runs on the processor although an accelerator is configured; empty: it need not."""
+
+    @property
+    def interrupt(self) -> Callable[[], None] | None:
+        """Ends the run under way, called from another thread; None: it cannot be ended."""
+        ...
 
     def run(self, inputs: list[Array]) -> list[Array]:
         """Return the outputs in the file's order for inputs in the file's order.

@@ -1,6 +1,5 @@
 """ONNX models, run by onnxruntime."""
 
-import mmap
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,11 @@ from typing import Any
 import onnxruntime
 
 from agent.engine.runtimes import Array, CannotRunError, Port
+from agent.engine.runtimes.accelerators import configured, one_line
 from wire.twin import Reason
+
+PROCESSOR = "CPUExecutionProvider"
+SUFFIX = "ExecutionProvider"
 
 OLDEST = (1, 24, 1)
 """Older ones read any file of the device that a model names as its external data."""
@@ -31,10 +34,12 @@ _TYPES = {
 
 # TensorProto.external_data, whose first entry has the key "location".
 _EXTERNAL_DATA = re.compile(rb"\x6a[\x00-\xff]{1,2}\x0a\x08location\x12")
+_LONGEST_MARK = 32
+_READ_BYTES = 1024 * 1024
 
 
 class OnnxModel:
-    """An inference session on the processor, without external data.
+    """An inference session on the configured providers or the processor, without external data.
 
     Raises:
         CannotRunError: the library is too old or the model has weights outside its file.
@@ -51,10 +56,12 @@ class OnnxModel:
                 f"onnxruntime: expected {'.'.join(map(str, OLDEST))} or newer, got {self.version}",
             )
         _refuse_external_data(path)
-        options = _options(threads)
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
+        self._session, self.fallback = _open(path, threads)
+        used = [name for name in self._session.get_providers() if name != PROCESSOR]
+        if used:
+            self.version += f" on {', '.join(name.removesuffix(SUFFIX) for name in used)}"
+        self._run_options = onnxruntime.RunOptions()
+        self._interrupted = False
         self.inputs = tuple(_port(node) for node in self._session.get_inputs())
         self.outputs = tuple(_port(node) for node in self._session.get_outputs())
         self._input_names = [port.name for port in self.inputs]
@@ -62,9 +69,45 @@ class OnnxModel:
 
     def run(self, inputs: list[Array]) -> list[Array]:
         """Return the outputs in the file's order for inputs in the file's order."""
+        if self._interrupted:
+            # Those of an interrupted run would end every later one.
+            self._run_options = onnxruntime.RunOptions()
+            self._interrupted = False
         feed = dict(zip(self._input_names, inputs, strict=True))
-        outputs: list[Array] = self._session.run(self._output_names, feed)
+        outputs: list[Array] = self._session.run(self._output_names, feed, self._run_options)
         return outputs
+
+    def interrupt(self) -> None:
+        """End the run under way with an exception; called from another thread."""
+        self._interrupted = True
+        self._run_options.terminate = True
+
+
+def _open(path: str, threads: int) -> tuple[Any, str]:
+    """Return a session, and why it is not on the providers that are configured."""
+    available = {name.lower(): name for name in onnxruntime.get_available_providers()}
+    providers, why = [], []
+    for each in configured("providers"):
+        named = each.name.lower().removesuffix(SUFFIX.lower()) + SUFFIX.lower()
+        if named in available:
+            providers.append((available[named], each.options))
+        else:
+            there = ", ".join(name.removesuffix(SUFFIX) for name in available.values())
+            why.append(f"{each.name}: not in this onnxruntime, which has {there}")
+    if providers:
+        try:
+            return _session(path, threads, [*providers, (PROCESSOR, {})]), "; ".join(why)
+        except Exception as error:
+            names = ", ".join(name.removesuffix(SUFFIX) for name, _ in providers)
+            why.append(f"{names}: {one_line(error)}")
+    return _session(path, threads, [(PROCESSOR, {})]), "; ".join(why)
+
+
+def _session(path: str, threads: int, providers: list[tuple[str, dict[str, str]]]) -> Any:
+    # Its own way back to the processor would go unnoticed but for words on standard output.
+    return onnxruntime.InferenceSession(
+        path, _options(threads), providers=providers, enable_fallback=0
+    )
 
 
 def _options(threads: int) -> Any:
@@ -82,11 +125,15 @@ def _options(threads: int) -> Any:
 
 
 def _refuse_external_data(path: str) -> None:
+    # Read, not mapped: a mapped file that is cut short in place would end the process.
     with Path(path).open("rb") as file:
-        if Path(path).stat().st_size == 0:
+        seen = file.read(_READ_BYTES)
+        if not seen:
             raise CannotRunError(Reason.BAD_ARTIFACT, "the model file is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = _EXTERNAL_DATA.search(data)
+        found = _EXTERNAL_DATA.search(seen)
+        while found is None and (more := file.read(_READ_BYTES)):
+            seen = seen[-_LONGEST_MARK:] + more
+            found = _EXTERNAL_DATA.search(seen)
     if found is not None:
         raise CannotRunError(
             Reason.BAD_ARTIFACT,

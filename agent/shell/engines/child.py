@@ -7,10 +7,12 @@ that ends.
 
 import contextlib
 import logging
+import math
 import os
 import selectors
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -21,13 +23,19 @@ from pydantic import TypeAdapter
 
 from agent import control
 from agent.control import FromEngine, ToEngine
-from agent.core.events import EngineExited, EngineFailed, EngineReady, Event, ScoresCame
+from agent.core.events import (
+    EngineExited,
+    EngineFailed,
+    EngineHung,
+    EngineReady,
+    Event,
+    ScoresCame,
+)
 from wire.ids import check_id
 from wire.twin import Reason
 
 log = logging.getLogger(__name__)
 
-BLAME_BYTES = 64
 STDERR_KEPT_BYTES = 2048
 MAX_NOTES = 200
 """Lines for the log from one process."""
@@ -35,6 +43,10 @@ SEND_TIMEOUT_S = 2.0
 """An engine that leaves its control socket full for so long does not read it any more."""
 EXIT_GRACE_S = 5.0
 """From the end of the control socket to the end of the process."""
+HUNG_GRACE_S = 2.0
+"""From the end of a run's time, when the engine itself tries to stop it, to its own end."""
+LOOKS_A_LIMIT = 8
+LONGEST_LOOK_S = 5.0
 
 
 class Child:
@@ -49,7 +61,7 @@ class Child:
         self._control, self._theirs = socket.socketpair()
         self._control.settimeout(SEND_TIMEOUT_S)
         self._blame = os.memfd_create("blame")
-        os.ftruncate(self._blame, BLAME_BYTES)
+        os.ftruncate(self._blame, control.BLAME.size)
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._failed = False
@@ -68,10 +80,12 @@ class Child:
         command: Sequence[str],
         sockets: Mapping[str, int],
         environ: Mapping[str, str],
-        first: ToEngine,
+        load: control.Load,
+        *,
         timeout_s: float,
+        nice: int = 0,
     ) -> None:
-        """Make the process and send it `first`; it must be ready within `timeout_s`.
+        """Make the process and let it `load`; it must be ready within `timeout_s`.
 
         Raises:
             OSError: the command cannot be run.
@@ -99,7 +113,10 @@ class Child:
             self._theirs.close()
         self._start_by = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
-        self.send(first)
+        self._invoke_s = load.invoke_s
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
+        self.send(load)
         self._thread.start()
 
     def send(self, message: ToEngine) -> None:
@@ -163,11 +180,17 @@ class Child:
             selector.register(self._control, selectors.EVENT_READ)
             selector.register(stderr, selectors.EVENT_READ)
             while True:
-                left = None if self._ready else self._start_by - time.monotonic()
-                if left is not None and left <= 0:
+                left = math.inf if self._ready else self._start_by - time.monotonic()
+                if left <= 0:
                     self._give_up(Reason.HUNG, f"not ready within {self._timeout_s:.0f} s")
                     return
-                for key, _ in selector.select(left):
+                hung = self._hung()
+                if hung:
+                    detail = f"a run took more than {self._invoke_s:g} s and could not be stopped"
+                    self._give_up(Reason.HUNG, detail, hung)
+                    return
+                look_s = min(self._invoke_s / LOOKS_A_LIMIT, LONGEST_LOOK_S)
+                for key, _ in selector.select(min(left, look_s)):
                     if key.fd == stderr:
                         data = os.read(stderr, 4096)
                         if not data:
@@ -206,16 +229,19 @@ class Child:
                 return EngineFailed(self.generation, model[:60], Reason(reason), detail[:480])
             case control.Scores(windows, tallies):
                 return ScoresCame(self.generation, tuple(windows), tuple(tallies))
+            case control.Hung(model, detail):
+                return EngineHung(self.generation, model[:60], detail[:480])
             case control.Note(text) if self._notes_left > 0:
                 self._notes_left -= 1
                 log.info("engine %d: %s", self.generation, text[:300])
         return None
 
-    def _give_up(self, reason: Reason, detail: str) -> None:
+    def _give_up(self, reason: Reason, detail: str, model: str | None = None) -> None:
+        blamed = self._blamed() if model is None else model
         self.kill()
         if not self._failed:
             self._failed = True
-            self._post(EngineFailed(self.generation, self._blamed(), reason, detail))
+            self._post(EngineFailed(self.generation, blamed, reason, detail))
 
     def _wait(self) -> int:
         assert self._process is not None
@@ -242,15 +268,34 @@ class Child:
 
     def _blamed(self) -> str:
         """Return the model it was running, if it left a name that can be one."""
-        with contextlib.suppress(OSError, ValueError):
-            name = os.pread(self._blame, BLAME_BYTES, 0).rstrip(b"\0").decode("ascii")
-            return check_id(name)
-        return ""
+        latest, _, _ = self._read_blame()
+        return latest
+
+    def _hung(self) -> str:
+        """Return the model that has run for too long, if one has."""
+        _, longest, since_ns = self._read_blame()
+        ran_s = (time.monotonic_ns() - since_ns) / 1e9
+        return longest if since_ns and ran_s > self._invoke_s + HUNG_GRACE_S else ""
+
+    def _read_blame(self) -> tuple[str, str, int]:
+        """Return the model that runs since lately, the one that runs longest, and since when."""
+        with contextlib.suppress(OSError, struct.error):
+            page = os.pread(self._blame, control.BLAME.size, 0)
+            latest, longest, since_ns = control.BLAME.unpack(page)
+            return _model(latest), _model(longest), since_ns
+        return "", "", 0
+
+
+def _model(name: bytes) -> str:
+    """Return a name as the engine left it, if it can be one."""
+    with contextlib.suppress(ValueError):
+        return check_id(name.rstrip(b"\0").decode("ascii"))
+    return ""
 
 
 _KINDS: dict[type[FromEngine], TypeAdapter[FromEngine]] = {
     kind: TypeAdapter(kind)
-    for kind in (control.Ready, control.Failed, control.Scores, control.Note)
+    for kind in (control.Ready, control.Failed, control.Scores, control.Note, control.Hung)
 }
 
 

@@ -5,15 +5,16 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from agent import control
-from agent.config import MEBIBYTE, AgentConfig
+from agent.config import MEBIBYTE, AgentConfig, engine_environ
 from agent.control import ToEngine
 from agent.core.actions import StartEngine, StartShadow
 from agent.core.events import EngineExited, Event
 from agent.errors import DeviceError
+from agent.shell.engines.cgroup import open_cgroups
 from agent.shell.engines.child import Child
 from agent.shell.engines.listeners import open_listeners
 
@@ -21,8 +22,16 @@ COMMAND = (sys.executable, "-m", "agent.engine")
 BACKGROUND_NICE = 10
 DRAIN_S = 10.0
 DRAIN_GRACE_S = 3.0
+OWN_BYTES = 64 * MEBIBYTE
+"""What an engine takes before its first model, in its control group: interpreter, libraries."""
 LONGEST_RUN_DIR = 80
 """A Unix socket's path has room for 107 bytes."""
+
+# What the service manager says to the daemon alone.
+_PRIVATE = (
+    "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY",
+    "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES",
+)  # fmt: skip
 
 
 class Engines:
@@ -46,7 +55,9 @@ class Engines:
         self._post = post
         self._command = command
         self._drain_s = drain_s
+        self._unusable: frozenset[str] = frozenset()
         self._children: dict[int, Child] = {}
+        self._cgroups = open_cgroups() if config.engine.memory_mb else None
         self._listeners = open_listeners(config.api)
         self._temporary: Path | None = None
         try:
@@ -61,9 +72,17 @@ class Engines:
         """Return where apps reach the models: http://HOST:PORT, unix:/PATH."""
         return self._listeners.addresses()
 
+    def leave_out(self, accelerators: Iterable[str]) -> None:
+        """Start no engine with these: they do not work here, and may take an engine along."""
+        self._unusable = frozenset(accelerators)
+
     def pids(self) -> dict[int, int]:
         """Return generation -> process id of those that did not end yet."""
-        self._children = {n: child for n, child in self._children.items() if child.running}
+        ended = [n for n, child in self._children.items() if not child.running]
+        for number in ended:
+            del self._children[number]
+            if self._cgroups is not None:
+                self._cgroups.remove(number)
         return {n: child.pid for n, child in self._children.items()}
 
     def start(self, order: StartEngine) -> None:
@@ -74,7 +93,8 @@ class Engines:
             threads=self._config.threads,
             memory_bytes=self._config.memory_mb * MEBIBYTE,
             golden=order.golden,
-            nice=BACKGROUND_NICE if order.background else 0,
+            nice=max(BACKGROUND_NICE, self._config.nice) if order.background else 0,
+            invoke_s=self._config.invoke_timeout_s,
         )
         sockets = {
             name: sock.fileno()
@@ -82,12 +102,22 @@ class Engines:
             if sock is not None
         }
         try:
-            child.start(self._command, sockets, self._environ(), load, self._config.start_timeout_s)
+            child.start(
+                self._command,
+                sockets,
+                self._environ(),
+                load,
+                timeout_s=self._config.start_timeout_s,
+                nice=self._config.nice,
+            )
         except OSError as error:
             detail = f"cannot start {self._command[0]}: {error.strerror}"
             self._post(EngineExited(order.generation, 127, "", detail))
             return
         self._children[order.generation] = child
+        if self._cgroups is not None:
+            room = self._config.memory_mb * MEBIBYTE + OWN_BYTES
+            self._cgroups.limit(order.generation, child.pid, room)
 
     def serve(self, generation: int) -> None:
         """Let a ready generation accept."""
@@ -170,8 +200,6 @@ class Engines:
             "MALLOC_ARENA_MAX": "2",
             "OMP_NUM_THREADS": str(self._config.threads),
         }
-        for private in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY"):
+        for private in _PRIVATE:
             environ.pop(private, None)
-        if self._config.runtimes:
-            environ["FARFLUNG_RUNTIMES"] = ",".join(self._config.runtimes)
-        return environ
+        return environ | engine_environ(self._config, self._unusable)

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from agent.core import events as ev
 from agent.core.state import Installed
 from agent.core.step import next_wake
-from tests.agent.core.world import Conduct, Made, Source, World, make_release
+from tests.agent.core.world import ENGINE_BYTES, Conduct, Made, Source, World, make_release
 from wire.manners import Manners
 from wire.transfer import ChunkFrame
 from wire.twin import Phase, Probation
@@ -124,6 +124,17 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((0.1, 5.0, 60.0, 700.0)))
     def time_passes(self, seconds: float) -> None:
         self.world.advance(seconds)
+
+    @rule(short=st.booleans())
+    def memory_gets_short_or_is_there_again(self, short: bool) -> None:
+        self.world.memory_bytes = ENGINE_BYTES // 2 if short else 10**9
+
+    @precondition(lambda self: self.world.engines)
+    @rule(data=st.data())
+    def a_run_hangs(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.world.engines)))
+        model = data.draw(st.sampled_from(sorted(self.world.engines[number].releases)))
+        self.world.local.append(ev.EngineHung(number, model, "stopped after 30 s"))
 
     @precondition(lambda self: self.world.network)
     @rule(data=st.data())
@@ -254,7 +265,7 @@ class AnyHistory(RuleBasedStateMachine):
         """Once the world is kind again, everything comes to an end."""
         world = self.world
         world.disk_full = False
-        world.free_bytes = 10**9
+        world.free_bytes = world.memory_bytes = 10**9
         if world.sent:
             world.hold(False)
         world.settle(seconds=30_000)

@@ -33,6 +33,7 @@ from wire.twin import (
 Conduct = Literal["good", "worse", "crashes at load", "fails golden", "hangs in trial"]
 Source = Literal["good", "lies", "fails", "silent", "stops midway"]
 CHUNK = 1024
+ENGINE_BYTES = 50_000_000
 CAPABLE = Capabilities(architecture="x86_64", runtimes={"onnxruntime": "1.32.0"})
 
 
@@ -73,8 +74,8 @@ def make_release(
     conduct: Conduct = "good",
     model: str = "digits",
     sources: tuple[str, ...] | None = None,
-) -> Made:
     requires: Requires | None = None,
+) -> Made:
     """Make a release of two files and its manifest."""
     tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
     weights = f"{model} weights {version} {conduct} ".encode() * 150
@@ -91,8 +92,8 @@ def make_release(
                 name="onnx-int8",
                 format="onnx",
                 artifact=_file("model.onnx", weights),
-                inputs=(tensor,),
                 requires=requires or Requires(),
+                inputs=(tensor,),
                 outputs=(tensor,),
             ),
         ),
@@ -167,6 +168,8 @@ class World:
         self.starts = 0
         self.connected = False
         self.free_bytes = 10**9
+        self.memory_bytes = 10**9
+        """Available to a further engine."""
         self.source: Source = "good"
         self.ranges: list[tuple[str, int, int]] = []
         """What sources were asked for: URL, first chunk, count."""
@@ -387,6 +390,10 @@ class World:
                 self.outbox.append(item.seq)
             case do.MeasureSpace():
                 self.local.append(self._measure())
+            case do.MeasureMemory():
+                sizes = {digest: len(body) for digest, body in self.blobs.items()}
+                engines = dict.fromkeys(self.engines, ENGINE_BYTES)
+                self.local.insert(0, ev.MemoryMeasured(self.memory_bytes, engines, sizes))
             case do.OpenTransfer(offer):
                 self._open(offer)
             case do.FetchRange(url, offer, first, count):

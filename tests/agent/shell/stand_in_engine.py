@@ -27,6 +27,10 @@ def main() -> None:
         os.pwrite(options.blame, model.ljust(64, b"\0"), 0)
         os.kill(os.getpid(), signal.SIGSEGV)
 
+    def run_for(model: bytes, ran_s: float) -> None:
+        since_ns = time.monotonic_ns() - int(ran_s * 1e9)
+        os.pwrite(options.blame, control.BLAME.pack(b"quick", model, since_ns), 0)
+
     match options.mood:
         case "exits":
             print("Traceback: no such thing", file=sys.stderr)
@@ -54,6 +58,10 @@ def main() -> None:
             case control.Load(models):
                 if options.mood == "crash":
                     crash(models[0].model.encode())
+                if options.mood == "hangs":
+                    run_for(models[0].model.encode(), 3600)
+                if options.mood == "stopped":
+                    say(control.Hung(models[0].model, "stopped after 1 s"))
                 if options.mood == "fails":
                     say(control.Failed(models[0].model, "golden_mismatch", "3 of 40 differ"))
                     sys.exit(1)

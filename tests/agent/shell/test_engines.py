@@ -19,7 +19,14 @@ import pytest
 from agent.config import AgentConfig
 from agent.control import Loaded, ModelSpec, Tally
 from agent.core.actions import StartEngine, StartShadow
-from agent.core.events import EngineExited, EngineFailed, EngineReady, Event, ScoresCame
+from agent.core.events import (
+    EngineExited,
+    EngineFailed,
+    EngineHung,
+    EngineReady,
+    Event,
+    ScoresCame,
+)
 from agent.errors import DeviceError
 from agent.shell.engines import Engines
 from wire.ids import digest_of
@@ -169,6 +176,47 @@ def test_an_engine_that_stops_reading_does_not_stop_the_agent(tmp_path: Path) ->
         detail = "it does not read its control socket"
         assert it.next() == EngineFailed(1, "", Reason.HUNG, detail)
         assert isinstance(it.next(), EngineExited)
+
+
+def test_an_engine_with_an_endless_run_is_killed_and_the_model_that_runs_longest_blamed(
+    tmp_path: Path,
+) -> None:
+    with room(tmp_path, "hangs", engine={"invoke_timeout_s": 1}) as it:
+        it.start_ready()
+
+        detail = "a run took more than 1 s and could not be stopped"
+        assert it.next(3) == EngineFailed(1, "digits", Reason.HUNG, detail)
+        exited = it.next()
+
+    assert isinstance(exited, EngineExited)
+    assert exited.code == -signal.SIGKILL
+
+
+def test_a_run_that_the_engine_stopped_itself_is_told(tmp_path: Path) -> None:
+    with room(tmp_path, "stopped") as it:
+        it.start()
+
+        assert it.next() == EngineHung(1, "digits", "stopped after 1 s")
+        assert isinstance(it.next(), EngineReady)
+
+
+def test_an_engine_is_as_nice_as_the_configuration_says(tmp_path: Path) -> None:
+    with room(tmp_path, "good", engine={"nice": 7}) as it:
+        it.start_ready()
+        (pid,) = it.engines.pids().values()
+
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 7
+
+
+def test_accelerators_reach_the_engine_unless_they_were_seen_to_fail(tmp_path: Path) -> None:
+    named = {"providers": ["QNN", {"name": "OpenVINO", "device_type": "GPU"}]}
+    engines = Engines(configure(tmp_path, engine=named), tmp_path / "run", lambda _: None)
+
+    engines.leave_out(["QNN"])
+    told = json.loads(engines._environ()["FARFLUNG_ACCELERATORS"])
+    engines.stop_all(0)
+
+    assert told == {"providers": [["OpenVINO", {"device_type": "GPU"}]], "delegates": []}
 
 
 def test_an_engine_that_does_not_drain_is_killed_at_the_deadline(tmp_path: Path) -> None:

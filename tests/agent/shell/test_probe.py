@@ -38,7 +38,7 @@ def test_a_sample_tells_how_the_machine_and_the_engines_fare(tmp_path: Path) -> 
 
 
 def test_the_installed_runtimes_are_seen_to_run_a_model() -> None:
-    found = capabilities(["onnxruntime"])
+    found = capabilities({"FARFLUNG_RUNTIMES": "onnxruntime"})
 
     assert list(found.runtimes) == ["onnxruntime"]
     assert found.runtimes["onnxruntime"][0].isdigit()
@@ -55,8 +55,8 @@ def test_the_allowed_runtimes_reach_the_probe(tmp_path: Path) -> None:
         "{'seen': os.environ.get('FARFLUNG_RUNTIMES', 'all')}}))"
     )
 
-    assert capabilities(["a", "b"], python(script)).unusable == {"seen": "a,b"}
-    assert capabilities([], python(script)).unusable == {"seen": "all"}
+    assert capabilities({"FARFLUNG_RUNTIMES": "a,b"}, python(script)).unusable == {"seen": "a,b"}
+    assert capabilities({}, python(script)).unusable == {"seen": "all"}
 
 
 def test_a_probe_that_fails_is_a_device_without_runtimes_that_says_why() -> None:
@@ -67,7 +67,7 @@ def test_a_probe_that_fails_is_a_device_without_runtimes_that_says_why() -> None
         (python("import time; time.sleep(9)"), "the probe gave no answer within 0 s"),
         (("/nowhere/python",), "cannot start /nowhere/python: No such file or directory"),
     ]:
-        found = capabilities([], command, timeout_s=0.4 if "sleep" in command[-1] else 20)
+        found = capabilities({}, command, timeout_s=0.4 if "sleep" in command[-1] else 20)
 
         assert found.runtimes == {}
         assert why in found.unusable["engine"]
