@@ -39,7 +39,7 @@ class Model:
             path = file_path(spec, self.variant.artifact.digest)
             self.runtime: Runtime = open_runtime(self.variant.format, path, threads)
         finally:
-            blame.end(self._mark)
+            blame.end(loading)
         self.finite_only = _finite_only(self.variant, path)
         self._in_order = _order("input", self.variant.inputs, self.runtime.inputs)
         self._out_order = _order("output", self.variant.outputs, self.runtime.outputs)
