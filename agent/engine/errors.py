@@ -5,6 +5,10 @@ class AnswerError(Exception):
     """The model ran and answered what no app should be given."""
 
 
+class BusyError(Exception):
+    """Too much waits already; the message says what."""
+
+
 class HttpError(Exception):
     """A request that gets no answer but an error; the message is what its sender reads."""
 

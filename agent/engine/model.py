@@ -8,15 +8,14 @@ import numpy as np
 
 from agent.control import ModelSpec
 from agent.engine.blame import Blame
+from agent.engine.errors import AnswerError
 from agent.engine.runtimes import Array, CannotRunError, Port, Runtime, open_runtime
+from agent.engine.tasks.detection import NOTHING
+from agent.engine.tasks.opening import open_desk, open_detector
 from wire.codec import DecodeError, decode
 from wire.ids import digest_of
 from wire.manifest import Manifest, TensorSpec, Variant
 from wire.twin import Reason
-
-
-class AnswerError(Exception):
-    """The model ran and answered what no app should be given."""
 
 
 class Model:
@@ -45,12 +44,41 @@ class Model:
         self._out_order = _order("output", self.variant.outputs, self.runtime.outputs)
         self._row_by_row = _one_row_only(self.manifest, self.variant, self.runtime)
         self.scores = _scores_output(self.manifest)
+
+        def find(digest: str) -> str:
+            return file_path(spec, digest)
+
+        self.detector = open_detector(self.manifest, self.variant, self.labels, find)
+        self.desk = open_desk(
+            self.manifest,
+            self.variant,
+            scores=self.scores,
+            labels=self.labels,
+            detector=self.detector,
+            find=find,
+        )
         self._step = _step(self.manifest, self.variant, self.scores)
 
     @property
     def runtime_text(self) -> str:
         """Name and version of the runtime."""
         return f"{self.runtime.name} {self.runtime.version}"
+
+    @property
+    def class_names(self) -> list[str]:
+        """Labels by class number; with detections one more, for where nothing was found."""
+        if self.detector is None:
+            return self.labels
+        named = self.labels[: self.detector.classes]
+        unnamed = range(len(named), self.detector.classes)
+        return [*named, *map(str, unnamed), NOTHING]
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes an answer may have, -1 for any number, None when it has none."""
+        if self.detector is not None:
+            return self.detector.classes + 1
+        return None if self.scores is None else self.manifest.outputs[self.scores].shape[-1]
 
     def run(self, inputs: list[Array]) -> list[Array]:
         """Return the outputs in the manifest's order for inputs in the manifest's order.
@@ -71,11 +99,14 @@ class Model:
     def classify(self, outputs: list[Array]) -> tuple[tuple[int, ...], list[float]]:
         """Return the class of every row and the score of that class, 0 to 1.
 
-        Logits are turned into probabilities first, 8-bit scores into reals.
+        Logits are turned into probabilities first, 8-bit scores into reals. Of detections the
+        best one counts for its picture.
 
         Raises:
             AnswerError: a score is not finite.
         """
+        if self.detector is not None:
+            return self.detector.leading(outputs)
         if self.scores is None:
             return (), []
         scores = outputs[self.scores]

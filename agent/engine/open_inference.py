@@ -16,6 +16,8 @@ from agent.engine.http import Response
 from agent.engine.model import Model
 from agent.engine.runtimes import Array
 from agent.engine.shared_memory import Regions, Span
+from agent.engine.tasks import items
+from agent.engine.tasks.desk import Desk
 from agent.engine.tensors import (
     DTYPES,
     TensorError,
@@ -68,6 +70,8 @@ class Inference:
     outputs: tuple[Wanted, ...]
     within_s: float | None = None
     """How long the app waits for the answer."""
+    items: tuple[bytes, ...] = ()
+    """What the model's desk is to read, in place of `inputs`; its outputs are meant then."""
 
 
 def model_metadata(model: Model) -> dict[str, Any]:
@@ -78,6 +82,7 @@ def model_metadata(model: Model) -> dict[str, Any]:
         "platform": _PLATFORMS[model.variant.format],
         "inputs": [_tensor_metadata(spec) for spec in model.manifest.inputs],
         "outputs": [_tensor_metadata(spec) for spec in model.manifest.outputs],
+        **_task_metadata(model),
     }
 
 
@@ -100,29 +105,34 @@ def read_inference(
         HttpError: it is not one, or not one for this model.
         TensorError: an input is not what the model expects.
     """
-    if header_length is None:
-        fields, raw = read_object(body), _EMPTY
-    else:
-        length = _json_length(header_length, len(body))
-        raw = memoryview(body)[length:]
-        if length == 0:
-            return _raw_inference(model, raw)
-        fields = read_object(body[:length])
-    id = fields.get("id", "")
-    if not isinstance(id, str) or len(id) > MAX_ID_CHARACTERS:
-        raise bad_request(f"id: expected a string of up to {MAX_ID_CHARACTERS} characters")
-    parameters = _parameters(fields, "request")
+    head, raw = split_body(header_length, body)
+    if header_length is not None and not head:
+        return _raw_inference(model, raw)
+    fields = read_object(head)
+    id = read_id(fields)
+    parameters = read_parameters(fields, "request")
     binary = parameters.get("binary_data_output") is True
+    within_s = time_allowed(parameters.get("timeout", 0))
+    given: Any = fields.get("inputs")
+    wanted = fields.get("outputs")
+    if model.desk is not None and _is_for(model.desk, given):
+        return Inference(
+            id,
+            [],
+            _read_outputs(model.desk.teller.outputs, regions, wanted, binary),
+            within_s,
+            _read_items(model.desk, regions, given[0], raw),
+        )
     return Inference(
         id,
-        _read_inputs(model, regions, fields.get("inputs"), raw),
-        _read_outputs(model, regions, fields.get("outputs"), binary),
-        _time_allowed(parameters.get("timeout", 0)),
+        _read_inputs(model, regions, given, raw),
+        _read_outputs(model.manifest.outputs, regions, wanted, binary),
+        within_s,
     )
 
 
 def write_answer(model: Model, asked: Inference, id: str, outputs: list[Array]) -> Response:
-    """Return the answer to a request.
+    """Return the answer to a request: outputs of the model, or of its desk.
 
     Raises:
         TensorError: JSON was asked for and an output is not finite.
@@ -130,7 +140,8 @@ def write_answer(model: Model, asked: Inference, id: str, outputs: list[Array]) 
     """
     parts: list[bytes] = []
     described = [
-        _describe_output(model, wanted, outputs[wanted.place], parts) for wanted in asked.outputs
+        _describe_output(model, asked, wanted, outputs[wanted.place], parts)
+        for wanted in asked.outputs
     ]
     head = write_json(
         {
@@ -195,13 +206,16 @@ def _holds_no_number(value: Any) -> bool:
 
 
 def _describe_output(
-    model: Model, wanted: Wanted, array: Array, parts: list[bytes]
+    model: Model, asked: Inference, wanted: Wanted, array: Array, parts: list[bytes]
 ) -> dict[str, Any]:
     """Return an output's entry; what follows the JSON as bytes is added to `parts`."""
-    spec = model.manifest.outputs[wanted.place]
+    spec, labels = model.manifest.outputs[wanted.place], []
+    if asked.items and model.desk is not None:
+        spec = model.desk.teller.outputs[wanted.place]
+    elif wanted.place == model.scores:
+        labels = model.labels
     datatype = spec.datatype
     if wanted.classes:
-        labels = model.labels if wanted.place == model.scores else []
         array, datatype = highest(array, wanted.classes, labels), "BYTES"
     fields: dict[str, Any] = {"name": spec.name, "shape": array.shape, "datatype": datatype}
     if wanted.span is not None:
@@ -220,7 +234,12 @@ def _describe_output(
     return fields
 
 
-def _time_allowed(timeout: Any) -> float | None:
+def time_allowed(timeout: Any) -> float | None:
+    """Return the seconds that `timeout` microseconds are, None for 0.
+
+    Raises:
+        HttpError: it is no whole number.
+    """
     if type(timeout) is not int or timeout < 0:
         raise bad_request(
             f"timeout: expected a whole number of microseconds, 0 for none, "
@@ -229,28 +248,64 @@ def _time_allowed(timeout: Any) -> float | None:
     return min(timeout, MAX_TIMEOUT_US) / 1e6 if timeout else None
 
 
+def _task_metadata(model: Model) -> dict[str, Any]:
+    """Describe what may be sent in place of the inputs, and what is answered then."""
+    desk = model.desk
+    if desk is None:
+        return {}
+    taken = {"name": desk.reader.name, "datatype": "BYTES", "shape": (-1,)}
+    told = [_tensor_metadata(spec) for spec in desk.teller.outputs]
+    return {"task": {"kind": model.manifest.task.kind, "inputs": [taken], "outputs": told}}
+
+
 def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
 
 
-def _json_length(header: bytes, body_bytes: int) -> int:
-    text = header.decode("latin-1").strip()
-    if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) > body_bytes:
+def split_body(
+    header_length: bytes | None, body: bytes | memoryview
+) -> tuple[bytes | memoryview, memoryview]:
+    """Return the JSON of a body and the bytes of tensors after it.
+
+    Raises:
+        HttpError: the body is not as long as `Inference-Header-Content-Length` says.
+    """
+    if header_length is None:
+        return body, _EMPTY
+    text = header_length.decode("latin-1").strip()
+    if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) > len(body):
         raise bad_request(
             f"Inference-Header-Content-Length: expected a number from 0 to the body's "
-            f"{body_bytes} bytes, got {text[:40]!r}"
+            f"{len(body)} bytes, got {text[:40]!r}"
         )
-    return int(text)
+    return body[: int(text)], memoryview(body)[int(text) :]
 
 
-def _parameters(fields: dict[str, Any], where: str) -> dict[str, Any]:
+def read_id(fields: dict[str, Any]) -> str:
+    """Return the id of a request, empty when it has none.
+
+    Raises:
+        HttpError: it is none or too long.
+    """
+    id = fields.get("id", "")
+    if not isinstance(id, str) or len(id) > MAX_ID_CHARACTERS:
+        raise bad_request(f"id: expected a string of up to {MAX_ID_CHARACTERS} characters")
+    return id
+
+
+def read_parameters(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the parameters of a request, an input or an output.
+
+    Raises:
+        HttpError: they are none.
+    """
     parameters = fields.get("parameters", {})
     if not isinstance(parameters, dict):
         raise bad_request(f"{where}: parameters: expected an object")
     return parameters
 
 
-def _named(items: Any, kind: str, names: list[str]) -> list[tuple[int, dict[str, Any]]]:
+def read_named(items: Any, kind: str, names: list[str]) -> list[tuple[int, dict[str, Any]]]:
     """Return place and fields of each item of a list of inputs or outputs."""
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise bad_request(f"{kind}s: expected a list of objects")
@@ -268,14 +323,14 @@ def _named(items: Any, kind: str, names: list[str]) -> list[tuple[int, dict[str,
 def _read_inputs(model: Model, regions: Regions, items: Any, raw: memoryview) -> list[Array]:
     specs = model.manifest.inputs
     names = [spec.name for spec in specs]
-    found = _named(items, "input", names)
+    found = read_named(items, "input", names)
     if len(found) != len(specs):
         got = [names[place] for place, _ in found]
         raise bad_request(f"inputs: expected {names}, got {got}")
     arrays: dict[int, Array] = {}
     at = 0
     for place, item in found:
-        arrays[place], at = _read_input(specs[place], regions, item, raw, at)
+        arrays[place], at = read_input(specs[place], regions, item, raw, at)
     if at != len(raw):
         raise bad_request(f"body: expected {at} bytes of tensors after the JSON, got {len(raw)}")
     inputs = [arrays[place] for place in range(len(specs))]
@@ -285,22 +340,21 @@ def _read_inputs(model: Model, regions: Regions, items: Any, raw: memoryview) ->
     return inputs
 
 
-def _read_input(
+def read_input(
     spec: TensorSpec, regions: Regions, item: dict[str, Any], raw: memoryview, at: int
 ) -> tuple[Array, int]:
-    """Return one input and where the next one's bytes begin."""
+    """Return one input and where the next one's bytes begin.
+
+    Raises:
+        HttpError: it is not one input, or says of itself what it is not.
+        TensorError: it is not what `spec` expects.
+    """
     if item.get("datatype") != spec.datatype:
         got = str(item.get("datatype"))[:40]
         raise bad_request(f"input {spec.name}: datatype: expected {spec.datatype}, got {got}")
     shape = check_shape(spec, item.get("shape"))
     what = f"input {spec.name}"
-    parameters = _parameters(item, what)
-    size = parameters.get("binary_data_size")
-    span = regions.span(what, parameters) if parameters else None
-    if ("data" in item) + (size is not None) + (span is not None) != 1:
-        raise bad_request(
-            f"{what}: expected one of data, binary_data_size and shared_memory_region"
-        )
+    size, span = _whereabouts(what, regions, item, read_parameters(item, what))
     if span is not None:
         return from_bytes(spec, shape, memoryview(span.read(what))), at
     if size is None:
@@ -313,20 +367,63 @@ def _read_input(
     return from_bytes(spec, shape, raw[at : at + size]), at + size
 
 
-def _read_outputs(model: Model, regions: Regions, items: Any, binary: bool) -> tuple[Wanted, ...]:
-    names = [spec.name for spec in model.manifest.outputs]
+def _is_for(desk: Desk, given: Any) -> bool:
+    """Whether the one input is what the model's task takes, and no tensor of the same name."""
+    if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], dict):
+        return False
+    return given[0].get("name") == desk.reader.name and given[0].get("datatype") == "BYTES"
+
+
+def _read_items(
+    desk: Desk, regions: Regions, given: dict[str, Any], raw: memoryview
+) -> tuple[bytes, ...]:
+    name = desk.reader.name
+    what = f"input {name}"
+    count = items.check_count(name, given.get("shape"))
+    parameters = read_parameters(given, what)
+    size, span = _whereabouts(what, regions, given, parameters)
+    if span is not None:
+        return tuple(items.from_bytes(name, count, memoryview(span.read(what))))
+    if (size or 0) != len(raw):
+        raise bad_request(
+            f"{what}: binary_data_size: expected the {len(raw)} bytes that are left after the "
+            f"JSON (Inference-Header-Content-Length), got {str(size)[:40]}"
+        )
+    if size is not None:
+        return tuple(items.from_bytes(name, count, raw))
+    in_base64 = parameters.get("content_type") == "base64"
+    return tuple(items.from_json(name, count, given["data"], in_base64=in_base64))
+
+
+def _whereabouts(
+    what: str, regions: Regions, given: dict[str, Any], parameters: dict[str, Any]
+) -> tuple[Any, Span | None]:
+    """Return how many bytes of an input follow the JSON, and in what memory it is; or neither."""
+    size = parameters.get("binary_data_size")
+    span = regions.span(what, parameters) if parameters else None
+    if ("data" in given) + (size is not None) + (span is not None) != 1:
+        raise bad_request(
+            f"{what}: expected one of data, binary_data_size and shared_memory_region"
+        )
+    return size, span
+
+
+def _read_outputs(
+    specs: tuple[TensorSpec, ...], regions: Regions, items: Any, binary: bool
+) -> tuple[Wanted, ...]:
+    names = [spec.name for spec in specs]
     if items is None or items == []:
         return tuple(Wanted(place, binary) for place in range(len(names)))
     wanted = []
-    for place, item in _named(items, "output", names):
+    for place, item in read_named(items, "output", names):
         what = f"output {names[place]}"
-        parameters = _parameters(item, what)
+        parameters = read_parameters(item, what)
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise bad_request(
                 f"{what}: classification: expected how many classes, got {str(classes)[:40]!r}"
             )
-        if classes and model.manifest.outputs[place].datatype in ("BYTES", "BOOL"):
+        if classes and specs[place].datatype in ("BYTES", "BOOL"):
             raise bad_request(f"{what}: classification: expected an output of numbers")
         span = regions.span(what, parameters)
         if span is not None and classes:

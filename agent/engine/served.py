@@ -1,13 +1,16 @@
 """A model in service, with everything that is kept about it."""
 
+import asyncio
 from typing import Any
 
 from agent.control import Window
 from agent.engine.comparison import Comparison
 from agent.engine.errors import bad_request
+from agent.engine.hearing import Ear
 from agent.engine.lane import Lane
 from agent.engine.scoreboard import Scoreboard
 from agent.engine.shadow import Say, ShadowFeed
+from agent.engine.streams import Streams
 from agent.engine.trial import Passed
 
 MAX_UNREPORTED = 8
@@ -20,11 +23,22 @@ class Served:
     def __init__(self, passed: Passed, now: int) -> None:
         self.model = passed.model
         self.lane = Lane(passed.model, passed.loaded.invoke_ms, passed.warm_bytes)
+        self.ear: Ear | None = None
+        self.streams: Streams | None = None
+        """Both where the model listens, neither where each request stands for itself."""
+        if passed.model.framing is not None:
+            self.ear, self.streams = Ear(passed.model), Streams(passed.model)
         self.board = Scoreboard(passed.model.spec, now)
         self.feed: ShadowFeed | None = None
         self.comparison: Comparison | None = None
         """The running one or the last."""
         self._unreported: list[Comparison] = []
+
+    def begin(self) -> None:
+        """Serve from now on: streams of a former generation go on here."""
+        if self.streams is not None:
+            self.streams.adopt()
+            self._sweeping = asyncio.create_task(self.streams.sweep())
 
     def start_shadow(self, path: str, challenger: str, say: Say) -> None:
         """Copy live inputs to a challenger from now on; an earlier comparison ends."""
@@ -56,7 +70,7 @@ class Served:
         Raises:
             HttpError: they are no classes of this model.
         """
-        if self.model.scores is None:
+        if self.model.classes is None:
             raise bad_request(f"model {self.model.spec.model} has no classes to label")
         items = given if isinstance(given, list) else [given]
         if not items:
@@ -64,11 +78,11 @@ class Served:
         return tuple(self._class_of(item) for item in items)
 
     def _class_of(self, item: Any) -> int:
-        labels = self.model.labels
+        labels = self.model.class_names
         if isinstance(item, str) and item in labels:
             return labels.index(item)
-        assert self.model.scores is not None
-        classes = self.model.manifest.outputs[self.model.scores].shape[-1]
+        classes = self.model.classes
+        assert classes is not None
         most = classes if classes > 0 else len(labels)
         if type(item) is int and item >= 0 and (item < most or most == 0):
             return item

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.engine import open_inference, tf_serving
-from agent.engine.errors import HttpError, bad_request
+from agent.engine.errors import AnswerError, BusyError, HttpError, bad_request
 from agent.engine.http import MAX_BODY_BYTES, Request, Response, refusal
 from agent.engine.lane import DeadlineError, LaneFullError, Turn
-from agent.engine.model import AnswerError
 from agent.engine.open_inference import read_object, write_json
 from agent.engine.runtimes import Array
 from agent.engine.scoreboard import LabelError, UnknownRequestError
 from agent.engine.served import Served
 from agent.engine.shared_memory import Regions
 from agent.engine.statistics import Course, Statistics
+from agent.engine.tasks import Item, Read, Told
+from agent.engine.tasks.desk import Desk
 from agent.engine.tensors import TensorError, check_finite
 from wire import VERSION
 
@@ -56,6 +57,8 @@ class _Job:
     write: Callable[[str, list[Array]], Response]
     read_at: float
     within_s: float | None = None
+    items: tuple[Item, ...] = ()
+    """What the inputs were read from, where an app sent no tensors."""
 
     @property
     def rows(self) -> int:
@@ -171,7 +174,20 @@ class Api:
     def _infer(self, served: Served, request: Request) -> Answer:
         header_length = request.headers.get(_HEADER_LENGTH)
         body = _inflated(request)
-        asked = open_inference.read_inference(served.model, self._regions, header_length, body)
+        model = served.model
+        desk = model.desk if header_length is None else None
+        if desk is not None and desk.takes(request.headers.get(b"content-type", b"")):
+            return self._infer_from(served, request, bytes(body))
+        asked = open_inference.read_inference(model, self._regions, header_length, body)
+        if asked.items:
+            return self._run_items(
+                served,
+                request,
+                asked.id or self._new_id(),
+                asked.items,
+                write=lambda id, told: open_inference.write_answer(model, asked, id, told.tensors),
+                within_s=asked.within_s,
+            )
         return _run(
             _Job(
                 served,
@@ -186,10 +202,17 @@ class Api:
         )
 
     def _predict(self, served: Served, request: Request) -> Answer:
-        asked = tf_serving.read_prediction(served.model, _inflated(request))
-        id = request.headers.get(b"x-request-id", b"").decode("latin-1")
-        if not id.isascii() or not (id.isprintable() and len(id) <= 200):
-            raise bad_request("X-Request-Id: expected up to 200 printable ASCII characters")
+        model = served.model
+        asked = tf_serving.read_prediction(model, _inflated(request))
+        id = _given_id(request)
+        if asked.items:
+            return self._run_items(
+                served,
+                request,
+                id or self._new_id(),
+                asked.items,
+                write=lambda id, told: tf_serving.write_told(model, asked, id, told),
+            )
         return _run(
             _Job(
                 served,
@@ -201,6 +224,49 @@ class Api:
                 time.perf_counter(),
             )
         )
+
+    def _infer_from(self, served: Served, request: Request, item: bytes) -> Answer:
+        """Answer a body that is one picture or text, in the plainest form."""
+        spec = served.model.spec
+        head = {"model_name": spec.model, "model_version": str(spec.version)}
+        return self._run_items(
+            served,
+            request,
+            _given_id(request) or self._new_id(),
+            (item,),
+            write=lambda id, told: _json({**head, "id": id, **told.rows[0]}),
+        )
+
+    def _run_items(
+        self,
+        served: Served,
+        request: Request,
+        id: str,
+        items: tuple[Item, ...],
+        *,
+        write: Callable[[str, Told], Response],
+        within_s: float | None = None,
+    ) -> Answer:
+        """Have the model's desk read, run the model, and have the desk tell of the answer."""
+        desk = served.model.desk
+        assert desk is not None
+
+        def job(read: Read) -> _Job:
+            return _Job(
+                served,
+                self._statistics[served.model.spec.model],
+                request,
+                id,
+                read.inputs,
+                lambda id, outputs: write(id, desk.teller.tell(outputs, read.frames)),
+                time.perf_counter(),
+                within_s,
+                items,
+            )
+
+        if desk.reader.is_quick(items):
+            return _run(job(desk.reader.read(items)))
+        return _read_later(served, desk, items, job)
 
     def _new_id(self) -> str:
         self._count += 1
@@ -265,6 +331,18 @@ class Api:
         )
 
 
+async def _read_later(
+    served: Served, desk: Desk, items: tuple[Item, ...], job: Callable[[Read], _Job]
+) -> Response:
+    try:
+        read = await desk.queue(items)
+    except BusyError as error:
+        served.board.dropped()
+        raise HttpError(503, f"model {served.model.spec.model}: {error}") from None
+    answer = _run(job(read))
+    return answer if isinstance(answer, Response) else await answer
+
+
 def _run(job: _Job) -> Answer:
     lane = job.served.lane
     left_s = job.left_s
@@ -300,7 +378,7 @@ def _answer(job: _Job, turn: Turn) -> Response:
         Course(came_at, job.read_at, turn.began_at, turn.ended_at, written_at), job.rows
     )
     if served.feed is not None:
-        served.feed.offer(job.inputs, turn.outputs, outcome)
+        served.feed.offer(job.inputs, turn.outputs, outcome, job.items)
     return response
 
 
@@ -403,6 +481,14 @@ def _compressed(request: Request, response: Response) -> Response:
     response.body = packer.compress(response.body) + packer.flush()
     response.headers += b"Content-Encoding: %s\r\n" % coding
     return response
+
+
+def _given_id(request: Request) -> str:
+    """Return the request's id as a header names it, "" without one."""
+    id = request.headers.get(b"x-request-id", b"").decode("latin-1")
+    if not id.isascii() or not (id.isprintable() and len(id) <= 200):
+        raise bad_request("X-Request-Id: expected up to 200 printable ASCII characters")
+    return id
 
 
 def _inflated(request: Request) -> bytes | memoryview:

@@ -2,7 +2,8 @@
 
 A frame is two big-endian u32, the lengths of a JSON header and of the payload, then both. A
 request's header is {"model", "tensors": [{"shape", "bytes"}]}, its payload the tensors in the
-manifest's order as `tensors.to_bytes` makes them. The answer's header is {"classes": [...]},
+manifest's order as `tensors.to_bytes` makes them; or {"model", "items": [bytes]}, the payload then
+being pictures, texts or rows as an app sent them. The answer's header is {"classes": [...]},
 {"tensors": [...]} where the task has no classes, or {"error": "..."}.
 """
 
@@ -12,7 +13,7 @@ import json
 import os
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from agent.engine.comparison import Comparison, Outcome
 from agent.engine.lane import Lane
 from agent.engine.model import Model
 from agent.engine.runtimes import Array
+from agent.engine.tasks import Item
 from agent.engine.tensors import check_shape, from_bytes, to_bytes
 from wire.manifest import TensorSpec
 
@@ -53,10 +55,19 @@ class _Copy:
     inputs: list[Array]
     outputs: list[Array]
     outcome: Outcome
+    items: tuple[bytes, ...] = ()
+    """What the inputs were read from; the challenger may read it in its own way."""
 
     @property
     def size_bytes(self) -> int:
-        return sum(array.nbytes for array in (*self.inputs, *self.outputs))
+        arrays = sum(array.nbytes for array in (*self.inputs, *self.outputs))
+        return arrays + sum(map(len, self.items))
+
+    def pack(self) -> tuple[dict[str, Any], list[bytes]]:
+        """Return what the challenger is to be sent."""
+        if self.items:
+            return {"items": [len(item) for item in self.items]}, list(self.items)
+        return _pack(self.inputs)
 
 
 class ShadowFeed:
@@ -75,9 +86,18 @@ class ShadowFeed:
         self._retry_s = FIRST_RETRY_S
         self._task = asyncio.create_task(self._feed())
 
-    def offer(self, inputs: list[Array], outputs: list[Array], outcome: Outcome) -> None:
+    def offer(
+        self,
+        inputs: list[Array],
+        outputs: list[Array],
+        outcome: Outcome,
+        items: Sequence[Item] = (),
+    ) -> None:
         """Queue a copy of a request that the champion has answered."""
-        copy = _Copy(inputs, outputs, outcome)
+        sent = tuple(
+            item if isinstance(item, bytes) else json.dumps(item).encode() for item in items
+        )
+        copy = _Copy(inputs, outputs, outcome, sent)
         size = copy.size_bytes
         if len(self._waiting) >= MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
             self.comparison.counts.dropped += outcome.rows
@@ -117,7 +137,7 @@ class ShadowFeed:
                 await self._filled.wait()
             self._in_hand = copy = self._waiting.popleft()
             self._waiting_bytes -= copy.size_bytes
-            header, payload = _pack(copy.inputs)
+            header, payload = copy.pack()
             async with asyncio.timeout(ANSWER_S):
                 _write(writer, {"model": self._model.spec.model, **header}, payload)
                 await writer.drain()
@@ -194,16 +214,30 @@ class ShadowHost:
     ) -> tuple[dict[str, Any], list[bytes]]:
         lane = self._lanes[str(header.get("model"))]
         specs = lane.model.manifest.inputs
-        inputs = _unpack(specs, header, raw)
+        if "items" in header:
+            inputs = await _read_items(lane.model, header["items"], raw)
+        else:
+            inputs = _unpack(specs, header, raw)
         for spec, array in zip(specs, inputs, strict=True):
             check_shape(spec, list(array.shape))
         if lane.is_quick(inputs):
             outputs = lane.model.run(inputs)
         else:
             outputs = (await lane.queue(inputs)).outputs
-        if lane.model.scores is None:
+        if lane.model.classes is None:
             return _pack(outputs)
         return {"classes": lane.model.classify(outputs)[0]}, []
+
+
+async def _read_items(model: Model, sizes: list[int], raw: memoryview) -> list[Array]:
+    if model.desk is None:
+        raise FrameError("expected tensors, since the release takes nothing else")
+    items: list[bytes] = []
+    at = 0
+    for size in sizes:
+        items.append(bytes(raw[at : at + size]))
+        at += size
+    return (await model.desk.queue(items)).inputs
 
 
 def alike(ours: list[Array], theirs: list[Array], tolerance: float) -> bool:

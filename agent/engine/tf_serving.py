@@ -13,6 +13,9 @@ from agent.engine.http import Response
 from agent.engine.model import Model
 from agent.engine.open_inference import read_object
 from agent.engine.runtimes import Array
+from agent.engine.tasks import Item, Told
+from agent.engine.tasks.items import from_base64
+from agent.engine.tasks.tabular import TableReader
 from agent.engine.tensors import check_finite, nested_from_json, same_batch
 from wire.manifest import TensorSpec
 
@@ -42,6 +45,8 @@ class Prediction:
     inputs: list[Array]
     """In the manifest's order."""
     by_row: bool
+    items: tuple[Item, ...] = ()
+    """What the model's desk is to read, in place of `inputs`."""
 
 
 def status(model: Model) -> dict[str, Any]:
@@ -89,6 +94,11 @@ def read_prediction(model: Model, body: bytes | memoryview) -> Prediction:
     if ("instances" in fields) == ("inputs" in fields):
         raise bad_request("expected either instances (rows) or inputs (columns)")
     by_row = "instances" in fields
+    if model.desk is not None:
+        given = fields["instances"] if by_row else fields["inputs"]
+        items = _items_by_row(model, given) if by_row else _items_by_column(model, given)
+        if items:
+            return Prediction([], by_row, items)
     columns = _columns(model, fields["instances"]) if by_row else _by_name(model, fields["inputs"])
     specs = model.manifest.inputs
     inputs = [nested_from_json(spec, _plain(spec, columns[spec.name])) for spec in specs]
@@ -114,7 +124,71 @@ def write_answer(model: Model, asked: Prediction, id: str, outputs: list[Array])
     else:
         rows = zip(*values, strict=True)
         answer = {"predictions": [dict(zip(names, row, strict=True)) for row in rows]}
-    return Response(200, _ENCODER.encode(answer).encode(), headers=b"X-Request-Id: %s\r\n" % id.encode())
+    return Response(
+        200, _ENCODER.encode(answer).encode(), headers=b"X-Request-Id: %s\r\n" % id.encode()
+    )
+
+
+def write_told(model: Model, asked: Prediction, id: str, told: Told) -> Response:
+    """Return the answer of a model's desk: one object a row, or its tensors by name."""
+    answer: dict[str, Any] = {"predictions": told.rows}
+    if not asked.by_row:
+        assert model.desk is not None
+        names = [spec.name for spec in model.desk.teller.outputs]
+        values = [_nested(array) for array in told.tensors]
+        answer = {"outputs": dict(zip(names, values, strict=True))}
+    return Response(
+        200, _ENCODER.encode(answer).encode(), headers=b"X-Request-Id: %s\r\n" % id.encode()
+    )
+
+
+def _items_by_row(model: Model, instances: Any) -> tuple[Item, ...]:
+    """Return what the desk is to read, () when the rows are tensors."""
+    if not isinstance(instances, list) or not instances:
+        return ()
+    found = [_item(model, row) for row in instances]
+    if found[0] is None:
+        return ()
+    if None in found:
+        raise bad_request(
+            f"instances: expected rows of one kind, got {found.index(None)} of another"
+        )
+    return tuple(item for item in found if item is not None)
+
+
+def _items_by_column(model: Model, inputs: Any) -> tuple[Item, ...]:
+    """Return what the desk is to read, () when the columns are tensors."""
+    desk = model.desk
+    assert desk is not None
+    if isinstance(inputs, dict) and set(inputs) == {desk.reader.name}:
+        inputs = inputs[desk.reader.name]
+    if isinstance(inputs, list):
+        return _items_by_row(model, inputs)
+    if not isinstance(desk.reader, TableReader) or not isinstance(inputs, dict):
+        return () if _item(model, inputs) is None else _items_by_row(model, [inputs])
+    if not inputs or not set(inputs) <= desk.reader.column_names:
+        return ()
+    columns = [column if isinstance(column, list) else [column] for column in inputs.values()]
+    if len({len(column) for column in columns}) != 1:
+        raise bad_request("inputs: expected columns of one length")
+    return tuple(dict(zip(inputs, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _item(model: Model, value: Any) -> Item | None:
+    """Return a text, {"b64": ...}, a row of a table, or either by the input's name; else None."""
+    desk = model.desk
+    assert desk is not None
+    name = desk.reader.name
+    if isinstance(value, dict) and set(value) == {name}:
+        value = value[name]
+    if isinstance(value, str):
+        return value.encode(errors="surrogatepass")
+    if not isinstance(value, dict):
+        return None
+    if set(value) == {"b64"}:
+        return from_base64(name, value["b64"])
+    row = isinstance(desk.reader, TableReader) and set(value) <= desk.reader.column_names
+    return value if row else None
 
 
 def _describe(spec: TensorSpec) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from agent.control import Loaded, ModelSpec
 from agent.engine.blame import Blame
-from agent.engine.model import AnswerError, Model, file_path
+from agent.engine.errors import AnswerError
+from agent.engine.model import Model, file_path
 from agent.engine.runtimes import Array, CannotRunError, cannot_run
 from agent.engine.tensors import DTYPES
 from wire.manifest import TensorSpec

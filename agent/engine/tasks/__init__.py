@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from agent.engine.runtimes import Array
+from wire.manifest import Datatype, TensorSpec
 
 Item = bytes | dict[str, Any]
 """One picture, text or row as an app sent it; a row may be an object already."""
@@ -47,10 +48,12 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An answer: as tensors by name, datatype and value, and as one object an item."""
+    """An answer, in two forms."""
 
-    tensors: dict[str, tuple[str, Array]]
+    tensors: list[Array]
+    """One for each of the teller's outputs."""
     rows: list[dict[str, Any]]
+    """One object an item."""
 
 
 class Reader(Protocol):
@@ -77,6 +80,9 @@ class Reader(Protocol):
 class Teller(Protocol):
     """Turns a model's outputs into what apps want to know."""
 
+    outputs: tuple[TensorSpec, ...]
+    """The tensors of an answer."""
+
     def tell(self, outputs: list[Array], frames: list[Frame]) -> Told:
         """Return the answer.
 
@@ -85,9 +91,10 @@ class Teller(Protocol):
         """
         ...
 
-    def shapes(self) -> dict[str, tuple[str, list[int]]]:
-        """Return the datatype and shape of every tensor that `tell` answers with; -1: any."""
-        ...
+
+def output(name: str, datatype: Datatype, *shape: int) -> TensorSpec:
+    """Return the description of one tensor of an answer; -1: any size."""
+    return TensorSpec(name=name, datatype=datatype, shape=shape)
 
 
 def texts(values: Sequence[str]) -> Array:

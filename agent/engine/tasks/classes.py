@@ -6,7 +6,7 @@ import numpy as np
 
 from agent.engine.errors import AnswerError
 from agent.engine.runtimes import Array
-from agent.engine.tasks import Frame, Told, texts
+from agent.engine.tasks import Frame, Told, output, texts
 from agent.engine.tasks.edges import to_reals
 from wire.manifest import TensorSpec
 from wire.task import Task
@@ -23,6 +23,13 @@ class Classifier:
         self._spec = spec
         self._labels = labels
         self._top = task.top or TOP
+        classes, batch = spec.shape[-1], spec.shape[0] if len(spec.shape) > 1 else 1
+        top = self._top if classes == -1 else min(self._top, classes)
+        self.outputs: tuple[TensorSpec, ...] = (
+            output("label", "BYTES", batch, top),
+            output("class", "INT64", batch, top),
+            output("score", "FP32", batch, top),
+        )
 
     def tell(self, outputs: list[Array], frames: list[Frame]) -> Told:
         """Return label, class and score, (batch, top); below the threshold "", -1 and 0."""
@@ -45,23 +52,12 @@ class Classifier:
                 labels.tolist(), order.tolist(), scores.tolist(), kept.tolist(), strict=True
             )
         ]
-        tensors = {
-            "label": ("BYTES", np.where(kept, labels, "")),
-            "class": ("INT64", np.where(kept, order, -1)),
-            "score": ("FP32", np.where(kept, scores, np.float32(0))),
-        }
+        tensors = [
+            np.where(kept, labels, ""),
+            np.where(kept, order, -1),
+            np.where(kept, scores, np.float32(0)),
+        ]
         return Told(tensors, rows)
-
-    def shapes(self) -> dict[str, tuple[str, list[int]]]:
-        """Return what `tell` answers with."""
-        classes = self._spec.shape[-1]
-        top = self._top if classes == -1 else min(self._top, classes)
-        batch = self._spec.shape[0] if len(self._spec.shape) > 1 else 1
-        return {
-            "label": ("BYTES", [batch, top]),
-            "class": ("INT64", [batch, top]),
-            "score": ("FP32", [batch, top]),
-        }
 
     def _probabilities(self, scores: Array) -> Array:
         reals = to_reals(scores.reshape(-1, scores.shape[-1]), self._spec)

@@ -6,7 +6,7 @@ import numpy as np
 
 from agent.engine.errors import AnswerError
 from agent.engine.runtimes import Array
-from agent.engine.tasks import Frame, Told, texts
+from agent.engine.tasks import Frame, Told, output, texts
 from agent.engine.tasks.classes import name_classes
 from agent.engine.tasks.edges import to_reals
 from wire.manifest import TensorSpec
@@ -41,6 +41,15 @@ class Detector:
         made = outputs[self._scores].shape[-1] - self._how.background
         self.classes = len(labels) if self._classes is not None or made < 1 else made
         """How many kinds of objects there are, and the number that stands for nothing."""
+        self.outputs: tuple[TensorSpec, ...] = (
+            output("boxes", "FP32", -1, 4),
+            output("scores", "FP32", -1),
+            output("classes", "INT64", -1),
+            output("labels", "BYTES", -1),
+            output("images", "INT64", -1),
+        )
+        if self._how.points:
+            self.outputs += (output("points", "FP32", -1, self._how.points, 2),)
 
     def leading(self, outputs: list[Array]) -> tuple[tuple[int, ...], list[float]]:
         """Return for every picture the class of its best detection, or of nothing, and its score.
@@ -73,29 +82,16 @@ class Detector:
         images = np.repeat(np.arange(len(parts)), [len(part[1]) for part in parts])
         shapes, kept, classes = (np.concatenate(column) for column in zip(*parts, strict=True))
         names = name_classes(classes.tolist(), self._labels, self._task)
-        tensors = {
-            "boxes": ("FP32", shapes[:, :2].reshape(-1, 4).astype(np.float32)),
-            "scores": ("FP32", kept.astype(np.float32)),
-            "classes": ("INT64", classes),
-            "labels": ("BYTES", texts(names)),
-            "images": ("INT64", images),
-        }
+        tensors = [
+            shapes[:, :2].reshape(-1, 4).astype(np.float32),
+            kept.astype(np.float32),
+            classes,
+            texts(names),
+            images,
+        ]
         if self._how.points:
-            tensors["points"] = ("FP32", shapes[:, 2:].astype(np.float32))
+            tensors.append(shapes[:, 2:].astype(np.float32))
         return Told(tensors, rows)
-
-    def shapes(self) -> dict[str, tuple[str, list[int]]]:
-        """Return what `tell` answers with; the first dimension counts detections."""
-        made = {
-            "boxes": ("FP32", [-1, 4]),
-            "scores": ("FP32", [-1]),
-            "classes": ("INT64", [-1]),
-            "labels": ("BYTES", [-1]),
-            "images": ("INT64", [-1]),
-        }
-        if self._how.points:
-            made["points"] = ("FP32", [-1, self._how.points, 2])
-        return made
 
     def _real_scores(self, outputs: list[Array]) -> Array:
         """Return scores from 0 to 1, FP32 (batch, anchors, classes)."""

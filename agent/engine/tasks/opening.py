@@ -1,27 +1,19 @@
 """From a release's manifest and files to what reads for its model and tells of its answers."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from agent.engine.runtimes import CannotRunError
-from agent.engine.tasks import Reader, Teller
+from agent.engine.tasks import Reader
 from agent.engine.tasks.anchors import grid, read_anchors
 from agent.engine.tasks.classes import Classifier
+from agent.engine.tasks.desk import Desk
 from agent.engine.tasks.detection import Detector
 from agent.engine.tasks.plain import PlainTeller
 from agent.engine.tasks.text import MAX_VOCABULARY_BYTES, open_text
 from wire.manifest import Manifest, TensorSpec, Variant
 from wire.task import ImageInput, TableInput, TextInput
 from wire.twin import Reason
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """Where a model's apps are served in their own terms."""
-
-    reader: Reader
-    teller: Teller
 
 
 class FindFile(Protocol):
