@@ -132,16 +132,19 @@ def test_a_kept_connection_may_end_between_requests_as_at_a_swap(tmp_path: Path)
     first = Release(tmp_path / "first", onnx_classifier(), version=1)
     second = Release(tmp_path / "second", onnx_classifier(), version=2, input="pixels")
 
-    with Client(f"unix:{listeners.path}") as api:
-        with engine(listeners) as old, engine(listeners) as new:
-            old.serve(first)
-            before = api.infer("digits", one_hot(1))
-            new.serve(second)
-            old.drain()
-            # The inputs have other names now: the first request finds that out.
-            with pytest.raises(ApiError, match="pixels"):
-                api.infer("digits", one_hot(1))
-            after = api.infer("digits", one_hot(1))
+    with (
+        Client(f"unix:{listeners.path}") as api,
+        engine(listeners) as old,
+        engine(listeners) as new,
+    ):
+        old.serve(first)
+        before = api.infer("digits", one_hot(1))
+        new.serve(second)
+        old.drain()
+        # The inputs have other names now: the first request finds that out.
+        with pytest.raises(ApiError, match="pixels"):
+            api.infer("digits", one_hot(1))
+        after = api.infer("digits", one_hot(1))
     listeners.close()
 
     assert (before.version, after.version) == ("1", "2")

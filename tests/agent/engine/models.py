@@ -29,6 +29,44 @@ def onnx_classifier(weights: np.ndarray[Any, Any] = GOOD, batch: int | str = "n"
     return onnx_bytes(graph)
 
 
+def onnx_quantized_classifier() -> bytes:
+    """Return the classifier with inputs that go through int8 steps of 1/16."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["r"]),
+            helper.make_node("MatMul", ["r", "w"], ["y"]),
+        ],
+        "dense_int8",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", CLASSES])],
+        [
+            numpy_helper.from_array(GOOD, "w"),
+            numpy_helper.from_array(np.float32(1 / 16), "step"),
+            numpy_helper.from_array(np.int8(0), "zero"),
+        ],
+    )
+    return onnx_bytes(graph)
+
+
+def onnx_half_plus_three() -> bytes:
+    """Return y = x / 2 + 3 over FP32 (n,), as in TensorFlow Serving's documentation."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "half"], ["h"]),
+            helper.make_node("Add", ["h", "three"], ["y"]),
+        ],
+        "half_plus_three",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+        [
+            numpy_helper.from_array(np.float32(0.5), "half"),
+            numpy_helper.from_array(np.float32(3), "three"),
+        ],
+    )
+    return onnx_bytes(graph)
+
+
 def onnx_slow_classifier(turns: int) -> bytes:
     """Return the classifier with `turns` rounds of a costly matrix product in front."""
     size = 384
