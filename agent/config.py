@@ -110,12 +110,20 @@ def _split_address(text: str) -> tuple[str, int]:
 
 
 Pin = Annotated[str, AfterValidator(_pin)]
+BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
+
+
+def broker_address(url: str) -> tuple[str, int, bool]:
+    """Return host, port (1883 unless the URL says otherwise, 8883 with TLS), and whether TLS."""
+    parts = urlsplit(url)
+    tls = parts.scheme == "mqtts"
+    return parts.hostname or "", parts.port or (8883 if tls else 1883), tls
 
 
 class BrokerConfig(_Table):
     """Where the fleet's MQTT broker is and how to enter."""
 
-    url: Annotated[str, AfterValidator(_broker_url)]
+    url: BrokerUrl
     ca_file: Path | None = None
     """PEM certificates to trust for mqtts instead of the system's."""
     username: str | None = None
@@ -128,17 +136,17 @@ class BrokerConfig(_Table):
     @property
     def host(self) -> str:
         """Name or address to connect to."""
-        return urlsplit(self.url).hostname or ""
+        return broker_address(self.url)[0]
 
     @property
     def tls(self) -> bool:
         """Whether to speak TLS."""
-        return urlsplit(self.url).scheme == "mqtts"
+        return broker_address(self.url)[2]
 
     @property
     def port(self) -> int:
-        """1883 unless the URL says otherwise, 8883 with TLS."""
-        return urlsplit(self.url).port or (8883 if self.tls else 1883)
+        """Where it listens."""
+        return broker_address(self.url)[1]
 
 
 class ControllerConfig(_Table):
@@ -275,6 +283,8 @@ class AgentConfig(_Table):
     telemetry: TelemetryConfig = TelemetryConfig()
     transfer: TransferConfig = TransferConfig()
     retention: RetentionConfig = RetentionConfig()
+    pipeline: tuple[dict[str, Any], ...] = ()
+    """As `agent.pipeline_config` checked and completed them, for the process that runs them."""
 
 
 def engine_environ(engine: EngineConfig, unusable: Collection[str] = ()) -> dict[str, str]:
@@ -358,6 +368,21 @@ def _fill_in(path: Path, values: dict[str, Any], environ: Mapping[str, str]) -> 
                 )
             password = _read_text(path, "password_file", Path(broker["password_file"]))
             broker["password"] = password.rstrip("\r\n")
+
+    if values.get("pipeline"):
+        values["pipeline"] = _pipelines(path, values["pipeline"], environ)
+
+
+def _pipelines(path: Path, tables: Any, environ: Mapping[str, str]) -> list[dict[str, Any]]:
+    from agent.pipeline_config import Places, read_pipelines
+
+    base = path.absolute().parent
+    state = environ.get("STATE_DIRECTORY", "").split(":")[0]
+    places = Places(base, Path(state or base), Path(environ.get("CREDENTIALS_DIRECTORY") or base))
+    try:
+        return read_pipelines(tables, places)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _anchor(table: dict[str, Any], key: str, base: Path) -> None:

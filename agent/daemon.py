@@ -26,6 +26,7 @@ from agent.shell.imports import NEWS, Imports
 from agent.shell.link import Link
 from agent.shell.notify import Notifier
 from agent.shell.outbox import Outbox
+from agent.shell.pipelines import Pipelines
 from agent.shell.probe import Probe, capabilities
 from agent.shell.slots import Slots
 from agent.shell.source import Source
@@ -72,6 +73,7 @@ class Daemon:
         self._look_asked = False
         self._outbox = Outbox(config.data_dir / "outbox", config.telemetry.outbox_bytes)
         self._engines = Engines(config, run_dir, self._post)
+        self._pipelines = Pipelines(config, self._engines.addresses())
         self._probe = Probe(config.device, self._boot, config.data_dir)
         self._link = Link(
             config.broker,
@@ -117,11 +119,13 @@ class Daemon:
         sequence, acked = self._outbox.last_seq(), self._outbox.acked
         self._take(ev.Booted(journal, able, blobs, sequence, acked, imports))
         self._link.start()
+        self._pipelines.start()
         try:
             while not self._over():
                 self._take(self._next_event())
                 self._notifier.alive()
         finally:
+            self._pipelines.stop()
             self._engines.stop_all(2.0)
             self._source.close()
             self._link.stop()
@@ -224,6 +228,7 @@ class Daemon:
                 log.info("%s is up, farflung %s", self._config.device, VERSION)
             case do.Exit(code):
                 self._notifier.stopping()
+                self._pipelines.ask_stop()
                 self._exit_code = code
                 self._exit_by = time.monotonic() + STOP_S
             case _:
@@ -308,6 +313,7 @@ class Daemon:
         counts = {
             "outbox_waiting": self._outbox.waiting,
             "outbox_dropped": self._outbox.dropped,
+            "pipelines": self._pipelines.counts(),
             "flash_bytes_written": self._slots.flash_bytes_written + self._outbox.bytes_written,
         }
         self._post(ev.HealthSampled(health.model_copy(update=counts)))

@@ -107,6 +107,24 @@ class ScoreWindow(Document):
     shadow: Shadow | None = None
 
 
+class PipelineCounts(Part):
+    """What became of the frames of one pipeline since its process began.
+
+    What is in none of answered, dropped and failed is still waiting.
+    """
+
+    taken: Count = 0
+    answered: Count = 0
+    """Their answers are with the sink."""
+    dropped: Annotated[dict[str, Count], Field(max_length=16)] = {}
+    """Let go unasked, by reason."""
+    failed: Annotated[dict[str, Count], Field(max_length=16)] = {}
+    """The model has no answer for them, by reason."""
+    retries: Count = 0
+    restarts: Count = 0
+    """Of their commands."""
+
+
 class Health(Document):
     """How the device itself fares: gauges at a time."""
 
@@ -138,6 +156,8 @@ class Health(Document):
     """Frames dropped since start: cut, poisoned or misaddressed."""
     flash_bytes_written: Count = 0
     """What the agent gave its disk since start: artifacts, journal and outbox."""
+    pipelines: Annotated[dict[str, PipelineCounts], Field(max_length=16)] = {}
+    """By name; empty without pipelines."""
 
 
 class Ack(Document):

@@ -1,0 +1,310 @@
+"""Questions to the engine, by its public HTTP API.
+
+Nobody accepts while no engine serves: the request then waits in the socket's backlog, and its
+connection with it, for as long as it takes. Asking again instead would fill the backlog up.
+"""
+
+import contextlib
+import http.client
+import json
+import math
+import socket
+import threading
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from agent.pipelines.buffer import Frame, Stopping
+from agent.pipelines.plan import Input
+
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+_SIZES = {
+    "BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "UINT32": 4, "INT32": 4,
+    "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8,
+}  # fmt: skip
+_BROKEN = (OSError, http.client.HTTPException)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The engine's answer: a JSON object, as it came."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The model has no answer for this frame, however often it is asked."""
+
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """No answer this time. `ours`: it may be this frame that is the cause."""
+
+    text: str
+    busy: bool = False
+    ours: bool = False
+
+
+Outcome = Answered | Refused | Later
+
+
+class Connection:
+    """A kept connection to the engine, for one thread; `cut` may come from another."""
+
+    def __init__(self, address: str) -> None:
+        """`address` is unix:/PATH or http://HOST:PORT."""
+        self._address = address
+        self._lock = threading.Lock()
+        self._http: http.client.HTTPConnection | None = None
+        self._cut = False
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """Return status and body.
+
+        Raises:
+            ConnectionRefusedError, FileNotFoundError: nobody listens there.
+            OSError, HTTPException: the engine went while it had this.
+            Stopping: the connection was cut.
+        """
+        kept = self._http is not None
+        try:
+            try:
+                return self._ask(method, path, body, headers or {})
+            except ConnectionError:
+                self.close()
+                # An engine that leaves closes connections that are idle: that is no failure.
+                if not kept or self._cut:
+                    raise
+            return self._ask(method, path, body, headers or {})
+        except _BROKEN:
+            self.close()
+            if self._cut:
+                raise Stopping from None
+            raise
+
+    def close(self) -> None:
+        """Leave; the next question connects again."""
+        with self._lock:
+            if self._http is not None:
+                self._http.close()
+                self._http = None
+
+    def cut(self) -> None:
+        """End the question under way, and every later one."""
+        self._cut = True
+        with self._lock:
+            if self._http is not None and self._http.sock is not None:
+                with contextlib.suppress(OSError):
+                    self._http.sock.shutdown(socket.SHUT_RDWR)
+
+    def _ask(
+        self, method: str, path: str, body: bytes, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
+        connection = self._connected()
+        connection.request(method, path, body or None, headers)
+        response = connection.getresponse()
+        if (response.length or 0) > MAX_ANSWER_BYTES:
+            self.close()
+            return 413, b'{"error": "the answer is longer than 16 MiB"}'
+        answer = response.read(MAX_ANSWER_BYTES)
+        if response.will_close:
+            self.close()
+        return response.status, answer
+
+    def _connected(self) -> http.client.HTTPConnection:
+        if self._http is not None:
+            return self._http
+        made = _open(self._address)
+        made.connect()
+        with self._lock:
+            self._http = made
+        if self._cut:
+            raise Stopping
+        return made
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        try:
+            self.sock.connect(self._path)
+        except OSError:
+            self.sock.close()
+            raise
+
+
+def _open(address: str) -> http.client.HTTPConnection:
+    if address.startswith("unix:"):
+        return _UnixConnection(address.removeprefix("unix:"))
+    url = urlsplit(address)
+    return http.client.HTTPConnection(url.hostname or "localhost", url.port)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """The model's one input."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class _UnfitError(ValueError):
+    """The bytes cannot be this input."""
+
+
+class Model:
+    """One model, asked frame by frame."""
+
+    def __init__(self, connection: Connection, name: str, input: Input) -> None:
+        self._connection = connection
+        self._name = name
+        self._input = input
+        self._tensor: _Tensor | None = None
+
+    def ask(self, frame: Frame) -> Outcome:
+        """Put a frame to the model once.
+
+        Raises:
+            Stopping: this process ends.
+        """
+        known = self._tensor
+        try:
+            if known is None:
+                self._learn()
+            outcome = self._ask(frame)
+            if isinstance(outcome, Refused) and known is not None:
+                # Perhaps another release serves by now, which takes something else.
+                self._learn()
+                if self._tensor != known:
+                    outcome = self._ask(frame)
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            return Later(f"nobody listens for {self._name}: {error.strerror}")
+        except _Absent as absent:
+            return Later(str(absent))
+        except _BROKEN as error:
+            said = f"the engine ended with the request: {error or type(error).__name__}"
+            return Later(said, ours=True)
+        return outcome
+
+    def _learn(self) -> None:
+        """Ask what the model takes.
+
+        Raises:
+            _Absent: there is no such model, or it is none for pipelines.
+        """
+        self._tensor = None
+        status, body = self._connection.ask("GET", f"/v2/models/{self._name}")
+        if status != 200:
+            raise _Absent(_error(status, body))
+        inputs = json.loads(body)["inputs"]
+        if len(inputs) != 1:
+            names = [each["name"] for each in inputs]
+            raise _Absent(f"model {self._name}: expected one with one input, got {names}")
+        [it] = inputs
+        self._tensor = _Tensor(it["name"], it["datatype"], tuple(it["shape"]))
+
+    def _ask(self, frame: Frame) -> Outcome:
+        assert self._tensor is not None
+        try:
+            head, payload = _question(self._tensor, self._input, frame)
+        except _UnfitError as error:
+            return Refused("unfit", str(error))
+        headers = {"Inference-Header-Content-Length": str(len(head))} if payload else {}
+        path = f"/v2/models/{self._name}/infer"
+        status, body = self._connection.ask("POST", path, head + payload, headers)
+        if status == 200 and body.startswith(b"{"):
+            return Answered(body)
+        text = _error(status, body)
+        if status in (429, 503):
+            return Later(text, busy=True)
+        if status == 404:
+            self._tensor = None
+            return Later(text)
+        return Later(text, ours=True) if status >= 500 else Refused("refused", text)
+
+
+class _Absent(Exception):  # noqa: N818 - it may come yet
+    """No such model now."""
+
+
+def _error(status: int, body: bytes) -> str:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(body)["error"])[:400]
+    return f"HTTP status {status}"
+
+
+def _question(tensor: _Tensor, input: Input, frame: Frame) -> tuple[bytes, bytes]:
+    """Return the request's JSON and the bytes after it.
+
+    Raises:
+        _UnfitError: the frame cannot be this input.
+    """
+    if input == "auto":
+        input = "bytes" if tensor.datatype == "BYTES" else "raw"
+    fields: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype}
+    payload = b""
+    match input:
+        case "bytes":
+            fields["datatype"] = "BYTES"
+            fields["shape"] = [1] * max(1, len(tensor.shape)) if tensor.datatype == "BYTES" else [1]
+            payload = len(frame.payload).to_bytes(4, "little") + frame.payload
+        case "json":
+            fields["data"] = _numbers(frame.payload)
+            fields["shape"] = _shape(tensor, len(fields["data"]), 1, "values")
+        case "raw":
+            item = _SIZES.get(tensor.datatype)
+            if item is None:
+                raise _UnfitError(f"input {tensor.name}: expected bytes, not a raw tensor")
+            payload = frame.payload
+            fields["shape"] = _shape(tensor, len(payload), item, "bytes")
+    if payload:
+        fields["parameters"] = {"binary_data_size": len(payload)}
+    return json.dumps({"id": frame.id, "inputs": [fields]}).encode(), payload
+
+
+def _numbers(payload: bytes) -> list[Any]:
+    try:
+        # JSON has no words for NaN and infinity, and an int8 model would make something of them.
+        value = json.loads(payload, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise _UnfitError(f"expected a JSON list of numbers: {str(error)[:200]}") from None
+    flat: list[Any] = []
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, list):
+            waiting += reversed(each)
+        else:
+            flat.append(each)
+    return flat
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _shape(tensor: _Tensor, got: int, item: int, unit: str) -> list[int]:
+    """Return the shape that `got` bytes or values fill; with two free dimensions, one example."""
+    shape = list(tensor.shape)
+    if shape.count(-1) > 1 and shape[0] == -1:
+        shape[0] = 1
+    row = item * math.prod(size for size in shape if size != -1)
+    free = shape.count(-1)
+    if free > 1:
+        raise _UnfitError(f"input {tensor.name}: its shape {shape} leaves more than one size open")
+    if free == 0 and got != row:
+        raise _UnfitError(f"input {tensor.name}: expected {row} {unit}, got {got}")
+    if free == 1 and (got == 0 or got % max(row, 1)):
+        raise _UnfitError(f"input {tensor.name}: expected a multiple of {row} {unit}, got {got}")
+    return [got // max(row, 1) if size == -1 else size for size in shape]
