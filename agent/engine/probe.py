@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from agent.engine.runtimes import MODULES, PREFERENCE, installed, open_with
 from agent.engine.runtimes.accelerators import VARIABLE, Kind, configured
+from agent.engine.supported import supported
 from wire.manifest import Format
 
 TIMEOUT_S = 60
@@ -61,9 +63,9 @@ def _unusable_accelerators(runtimes: Iterable[str]) -> dict[str, str]:
                 unusable[each.name] = f"no runtime for {format} models works here"
                 continue
             child = _start(runtime, json.dumps({kind: [[each.name, each.options]]}))
-            _, fallback, why = _outcome(child)
-            if fallback or why:
-                unusable[each.name] = fallback.removeprefix(f"{each.name}: ") or why
+            answer = _outcome(child)
+            if why := answer["fallback"] or answer["why"]:
+                unusable[each.name] = why.removeprefix(f"{each.name}: ")
     return unusable
 
 
@@ -78,24 +80,24 @@ def _start(runtime: str, accelerators: str) -> "subprocess.Popen[str]":
     )
 
 
-def _outcome(child: "subprocess.Popen[str]") -> tuple[str, str, str]:
-    """Return its version, why it fell back to the processor, and why it did not work at all."""
+def _outcome(child: "subprocess.Popen[str]") -> dict[str, Any]:
+    """Return what the child told, or why it could not."""
     try:
         out, _ = child.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         child.kill()
         child.communicate()
-        return "", "", f"did not run a two-element model within {TIMEOUT_S} s"
+        return _told(why=f"did not run a two-element model within {TIMEOUT_S} s")
     if child.returncode < 0:
-        return "", "", f"its process ended by {signal.Signals(-child.returncode).name}"
+        return _told(why=f"its process ended by {signal.Signals(-child.returncode).name}")
     try:
-        answer = json.loads(out.splitlines()[-1])
-        return answer["version"], answer["fallback"], answer["why"]
-    except (IndexError, KeyError, ValueError):
-        return "", "", f"its process ended with code {child.returncode} and without an answer"
+        return _told(**json.loads(out.splitlines()[-1]))
+    except (IndexError, TypeError, ValueError):
+        why = f"its process ended with code {child.returncode} and without an answer"
+        return _told(why=why)
 
 
-def probe_runtime(name: str) -> dict[str, str]:
+def probe_runtime(name: str) -> dict[str, Any]:
     """Run the embedded model with one runtime; `why` is empty when the answer was right."""
     import numpy as np
 
@@ -112,11 +114,16 @@ def probe_runtime(name: str) -> dict[str, str]:
         return _told(why=f"{_first_cause(error)} (with NumPy {np.__version__})")
     if answer.tolist() != [3.0, -4.0]:
         return _told(why=f"1.5 + 1.5 and -2 + -2: got {answer.tolist()}")
-    return _told(runtime.version, runtime.fallback)
+    return _told(runtime.version, runtime.fallback, supported=supported(name))
 
 
-def _told(version: str = "", fallback: str = "", why: str = "") -> dict[str, str]:
-    return {"version": version, "fallback": fallback, "why": why}
+def _told(
+    version: str = "",
+    fallback: str = "",
+    why: str = "",
+    supported: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    return {"version": version, "fallback": fallback, "why": why, "supported": supported or {}}
 
 
 def _first_cause(error: BaseException) -> str:

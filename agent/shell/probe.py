@@ -1,6 +1,5 @@
 """How the device fares, and what it can run."""
 
-import json
 import os
 import platform
 import subprocess
@@ -10,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+from pydantic import BaseModel
 
+from agent.core.choice import Operators
 from wire.telemetry import Health
 from wire.twin import Capabilities
 
@@ -76,26 +77,54 @@ def capabilities(
     command: Sequence[str] = PROBE_COMMAND,
     timeout_s: float = PROBE_TIMEOUT_S,
 ) -> Capabilities:
+    """Return what this machine can run; see `abilities`."""
+    return abilities(told, command, timeout_s)[0]
+
+
+def abilities(
+    told: Mapping[str, str],
+    command: Sequence[str] = PROBE_COMMAND,
+    timeout_s: float = PROBE_TIMEOUT_S,
+) -> tuple[Capabilities, Operators]:
     """Return what this machine can run, asking a child that makes each runtime run a model.
 
-    `told` is what an engine's environment says of runtimes and accelerators.
+    `told` is what an engine's environment says of runtimes and accelerators. The operators are
+    too many to be reported.
 
     A probe that fails is a device without runtimes, and says why.
     """
-    runtimes, unusable = _ask(told, command, timeout_s)
-    return Capabilities(
+    answer = _ask(told, command, timeout_s)
+    onnx = answer.supported.get("onnxruntime", _Supported())
+    able = Capabilities(
         architecture=platform.machine(),
         python=platform.python_version(),
-        runtimes=runtimes,
-        unusable=unusable,
+        runtimes=_words(answer.runtimes),
+        unusable=_words(answer.unusable),
         memory_bytes=psutil.virtual_memory().total,
         cpus=len(os.sched_getaffinity(0)),
+        onnx_ir=onnx.onnx_ir,
+        onnx_opsets=onnx.onnx_opsets,
     )
+    return able, {name: each.operators for name, each in answer.supported.items()}
 
 
-def _ask(
-    told: Mapping[str, str], command: Sequence[str], timeout_s: float
-) -> tuple[dict[str, str], dict[str, str]]:
+class _Supported(BaseModel):
+    """The newest of each that a runtime takes."""
+
+    onnx_ir: int | None = None
+    onnx_opsets: dict[str, int] = {}
+    operators: dict[str, int] = {}
+
+
+class _Answer(BaseModel):
+    """What the child says."""
+
+    runtimes: dict[str, str]
+    unusable: dict[str, str]
+    supported: dict[str, _Supported] = {}
+
+
+def _ask(told: Mapping[str, str], command: Sequence[str], timeout_s: float) -> _Answer:
     environ = {**os.environ, **told}
     try:
         done = subprocess.run(
@@ -107,16 +136,19 @@ def _ask(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {}, {"engine": f"the probe gave no answer within {timeout_s:.0f} s"}
+        return _no(f"the probe gave no answer within {timeout_s:.0f} s")
     except OSError as error:
-        return {}, {"engine": f"cannot start {command[0]}: {error.strerror}"}
+        return _no(f"cannot start {command[0]}: {error.strerror}")
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-        return _words(answer["runtimes"]), _words(answer["unusable"])
-    except (IndexError, KeyError, ValueError, AttributeError, TypeError):
+        return _Answer.model_validate_json(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
         last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
         why = f": {last[0][:200]}" if last else ""
-        return {}, {"engine": f"the probe ended with code {done.returncode}{why}"}
+        return _no(f"the probe ended with code {done.returncode}{why}")
+
+
+def _no(why: str) -> _Answer:
+    return _Answer(runtimes={}, unusable={"engine": why})
 
 
 def _words(answer: dict[str, str]) -> dict[str, str]:
