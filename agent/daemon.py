@@ -27,7 +27,7 @@ from agent.shell.link import Link
 from agent.shell.notify import Notifier
 from agent.shell.outbox import Outbox
 from agent.shell.pipelines import Pipelines
-from agent.shell.probe import Probe, capabilities
+from agent.shell.probe import Probe, abilities
 from agent.shell.slots import Slots
 from agent.shell.source import Source
 from wire import VERSION
@@ -98,6 +98,7 @@ class Daemon:
                 windows=config.transfer.windows,
                 pins=config.retention.pins,
                 quota_bytes=config.retention.quota_bytes,
+                memory_bytes=config.engine.memory_mb * MEBIBYTE,
                 memory_reserve_bytes=config.engine.reserve_mb * MEBIBYTE,
                 shared=config.transfer.shared,
             )
@@ -108,16 +109,15 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         signal.signal(NEWS, self._on_news)
-        able = capabilities(engine_environ(self._config.engine)).model_copy(
-            update={"max_chunk_bytes": self._config.transfer.max_chunk_bytes}
-        )
+        able, operators = abilities(engine_environ(self._config.engine))
+        able = able.model_copy(update={"max_chunk_bytes": self._config.transfer.max_chunk_bytes})
         for name, why in able.unusable.items():
             log.warning("%s cannot be used: %s", name, why)
         self._engines.leave_out(able.unusable)
         imports = self._imports.take_up(self._slots.adopt)
         journal, blobs = self._slots.load_journal(), self._slots.blobs()
         sequence, acked = self._outbox.last_seq(), self._outbox.acked
-        self._take(ev.Booted(journal, able, blobs, sequence, acked, imports))
+        self._take(ev.Booted(journal, able, blobs, sequence, acked, imports, operators))
         self._link.start()
         self._pipelines.start()
         try:
@@ -238,7 +238,9 @@ class Daemon:
         match action:
             case do.MeasureSpace():
                 free, sizes = self._slots.measure_space(), self._slots.blob_sizes()
-                self._post(ev.SpaceMeasured(free, sizes))
+                memory_free, engines = memory.measure(self._engines.pids())
+                memory_free += sum(engines.values())
+                self._post(ev.SpaceMeasured(free, sizes, memory_free))
             case do.MeasureMemory():
                 free, engines = memory.measure(self._engines.pids())
                 # Before any other event: it is true of this moment.
