@@ -57,7 +57,8 @@ fi
 [ -e "$ETC/broker-password" ] || install -m 600 /dev/null "$ETC/broker-password"
 
 install -d -m 755 /etc/systemd/system
-install -m 644 "$checkout/systemd/farflung-agent.service" /etc/systemd/system/
+install -m 644 "$checkout/systemd/farflung-agent.service" \
+  "$checkout/systemd/farflung-agent.socket" /etc/systemd/system/
 [ ! -d /run/systemd/system ] || systemctl daemon-reload
 
 cat <<END

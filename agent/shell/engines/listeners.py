@@ -11,7 +11,8 @@ from pathlib import Path
 from agent.config import ApiConfig
 from agent.errors import DeviceError
 
-BACKLOG = 128
+BACKLOG = 1024
+"""Apps that may wait here while no engine accepts."""
 FIRST_PASSED_FD = 3
 """Where systemd's sockets begin: sd_listen_fds(3)."""
 
