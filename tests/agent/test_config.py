@@ -1,9 +1,10 @@
 import base64
+import json
 from pathlib import Path
 
 import pytest
 
-from agent.config import ConfigError, load_config
+from agent.config import ConfigError, engine_environ, load_config
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 GOOD = f"""
@@ -107,8 +108,7 @@ def test_tls_takes_its_usual_port_and_a_ca_file(tmp_path: Path) -> None:
         (
             "[broker]",
             "[engine]\nxyzzy = 1\n[broker]",
-            "[engine] xyzzy: unknown key; expected one of threads, memory_mb, runtimes, "
-            "start_timeout_s",
+            "[engine] xyzzy: unknown key; expected one of threads, nice, memory_mb, ",
         ),
         ('device = "pi-1"', 'device = "Pi 1"', "device: expected 1 to 40 characters of a-z"),
         ("mqtt://", "http://", "[broker] url: expected mqtt://HOST:PORT or mqtts://HOST:PORT"),
@@ -232,3 +232,34 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     message = refusal(tmp_path / "none.toml")
 
     assert message == "cannot read the configuration: No such file or directory"
+
+
+def test_accelerators_are_names_or_tables_with_the_librarys_own_options(tmp_path: Path) -> None:
+    engine = """
+[engine]
+providers = ["OpenVINO", { name = "QNN", backend_path = "libQnnHtp.so", profiling = 1 }]
+delegates = ["libedgetpu.so.1"]
+"""
+
+    config = load_config(write(tmp_path, GOOD + engine), {})
+
+    told = json.loads(engine_environ(config.engine, {"OpenVINO"})["FARFLUNG_ACCELERATORS"])
+    options = {"backend_path": "libQnnHtp.so", "profiling": "1"}
+    assert told == {"providers": [["QNN", options]], "delegates": [["libedgetpu.so.1", {}]]}
+    broken = {"OpenVINO", "QNN", "libedgetpu.so.1"}
+    assert "FARFLUNG_ACCELERATORS" not in engine_environ(config.engine, broken)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ('providers = [{ device = "GPU" }]', "[engine] providers.0.name: expected a"),
+        ('delegates = [""]', "[engine] delegates.0.name: "),
+        ("nice = 20", "[engine] nice: expected less than or equal to 19, got 20"),
+        ("invoke_timeout_s = 0", "[engine] invoke_timeout_s: expected greater than"),
+    ],
+)
+def test_a_mistake_about_the_engine_is_one_clear_line(
+    tmp_path: Path, given: str, expected: str
+) -> None:
+    assert refusal(write(tmp_path, f"{GOOD}\n[engine]\n{given}\n")).startswith(expected)
