@@ -53,6 +53,8 @@ class Load:
     threads: int = 1
     memory_bytes: int = 0
     """Limit of the process's address space beyond what it has at start; 0: none."""
+    trial_bytes: int = 0
+    """The same until Serve, where the other is 0."""
     golden: bool = True
     nice: int = 0
     """Niceness until Serve."""
@@ -73,6 +75,8 @@ class Host:
 
     KIND: ClassVar[str] = "host"
     path: str
+    cpu_percent: int = 25
+    """Of one core, what the process may take for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +187,11 @@ class Tally:
     errors: int = 0
 
 
+    champion_rows: int = 0
+    champion_cpu_us: int = 0
+    """Processor time of the threads that ran so many rows of live inputs, and the challenger's."""
+    challenger_rows: int = 0
+    challenger_cpu_us: int = 0
 @dataclass(frozen=True, slots=True)
 class Scores:
     """The answer to Report, and the last word of a drained engine."""

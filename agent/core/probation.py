@@ -15,6 +15,11 @@ from dataclasses import dataclass
 from agent.control import Tally
 from wire.twin import Phase, Probation, Reason
 
+MIN_ROWS = 20
+"""Inputs on either side before their cost says anything."""
+FLOOR_US = 1000.0
+"""Of processor time an input: who takes less than this beyond the champion may take any share."""
+
 _BETS = tuple((i + 0.5) / 20 for i in range(20))
 _Z95 = 1.959963984540054
 
@@ -55,6 +60,22 @@ def upper_rate(count: int, total: int) -> float:
     return (centre + spread) / (1 + _Z95**2 / total)
 
 
+def _too_costly(policy: Probation, tally: Tally) -> str:
+    """Return why a challenger costs too much, with the figures; empty when it does not."""
+    if policy.cpu_percent == 0 or min(tally.champion_rows, tally.challenger_rows) < MIN_ROWS:
+        return ""
+    ours = tally.champion_cpu_us / tally.champion_rows
+    theirs = tally.challenger_cpu_us / tally.challenger_rows
+    limit = ours * policy.cpu_percent / 100
+    if theirs <= max(limit, ours + FLOOR_US):
+        return ""
+    return (
+        f"{theirs / 1000:.2f} ms of processor time an input, the champion takes "
+        f"{ours / 1000:.2f} ms: {100 * theirs / max(ours, 1.0):.0f}%, "
+        f"refused above {policy.cpu_percent}%"
+    )
+
+
 def judge(policy: Probation, tally: Tally, elapsed_s: float) -> Verdict | None:
     """Return the verdict, or None while there is not enough to decide."""
     margin = policy.margin_bp / 10_000
@@ -65,6 +86,9 @@ def judge(policy: Probation, tally: Tally, elapsed_s: float) -> Verdict | None:
     )
     if e >= policy.evidence:
         return Verdict(Phase.ROLLED_BACK, Reason.WORSE_THAN_CHAMPION, said)
+    costly = _too_costly(policy, tally)
+    if costly:
+        return Verdict(Phase.ROLLED_BACK, Reason.TOO_SLOW, costly)
     answered = tally.pairs + tally.errors
     if tally.errors >= max(3, answered // 100):
         return Verdict(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.control import Tally
+from agent.engine.meter import Metered
 
 SHOWN = 16
 """Disagreements kept for people to look at."""
@@ -55,6 +56,10 @@ class Comparison:
         self.challenger = challenger
         self.counts = _Counts()
         self.ended = False
+        self.champion: Metered | None = None
+        """Counts what the champion takes meanwhile."""
+        self.challenger_cost = (0, 0)
+        """Rows, and microseconds of processor time, as the challenger said last."""
         self._reported = _Counts()
         self._shown: deque[tuple[Outcome, int]] = deque(maxlen=SHOWN)
 
@@ -88,7 +93,16 @@ class Comparison:
 
     def tally(self) -> Tally:
         """Return the whole of it."""
-        return Tally(self.model, self.challenger, **self.counts.values())
+        rows, cpu_us = self.challenger_cost
+        return Tally(
+            self.model,
+            self.challenger,
+            **self.counts.values(),
+            champion_rows=self.champion.rows if self.champion else 0,
+            champion_cpu_us=self.champion.cpu_us if self.champion else 0,
+            challenger_rows=rows,
+            challenger_cpu_us=cpu_us,
+        )
 
     def increments(self) -> dict[str, Any] | None:
         """Return what was added since the last time, or None if nothing was."""

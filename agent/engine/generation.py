@@ -64,6 +64,8 @@ class Generation:
         self._writer: asyncio.StreamWriter
         self._finished: asyncio.Future[int]
         self._exit_code = ORPHANED
+        self._load = Load([])
+        self._shadow_host: ShadowHost | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -98,13 +100,16 @@ class Generation:
     async def _obey(self, message: control.ToEngine) -> None:
         match message:
             case Load():
+                self._load = message
                 self._watch(message.invoke_s)
                 _start_trial(message, self._blame, self._tried)
             case Serve():
-                priority.restore()
+                self._let_go()
+                for one in self._served.values():
+                    one.begin()
                 self._http.listen(self._listeners)
-            case Host(path):
-                await self._host(path)
+            case Host():
+                await self._host(message)
             case ShadowTo(model, path, challenger):
                 served = self._served.get(model)
                 if served is None:
@@ -146,12 +151,22 @@ class Generation:
         gc.freeze()
         self._send(Ready([passed.loaded for passed in outcome.passed]))
 
-    async def _host(self, path: str) -> None:
-        self._shadow_host = ShadowHost({name: one.lane for name, one in self._served.items()})
+    async def _host(self, order: Host) -> None:
+        lanes = {name: one.lane for name, one in self._served.items()}
+        self._shadow_host = ShadowHost(
+            lanes, self._load.nice, self._load.threads, order.cpu_percent / 100
+        )
         try:
-            await self._shadow_host.listen(path)
+            await self._shadow_host.listen(order.path)
         except OSError as error:
-            self._say(f"shadow host: {path}: {error.strerror or error}")
+            self._say(f"shadow host: {order.path}: {error.strerror or error}")
+
+    def _let_go(self) -> None:
+        """End what kept a challenger from disturbing the champion, whose place it now takes."""
+        if self._shadow_host is not None:
+            self._shadow_host.close()
+        priority.restore()
+        memory.unlimit(self._load.memory_bytes)
 
     def _report(self, *, windows: bool, final: bool) -> None:
         now = int(time.time())
@@ -227,7 +242,7 @@ def _try_all(load: Load, blame: Blame) -> _Outcome:
             manifest = read_manifest(spec)
             ensure_imported(variant_of(manifest, spec).format)
         # Only now: the libraries themselves take much address space and little memory.
-        memory.limit(load.memory_bytes)
+        memory.limit(load.memory_bytes or load.trial_bytes)
         for spec in load.models:
             model = spec.model
             passed.append(try_model(spec, load.threads, blame, golden=load.golden))

@@ -35,3 +35,10 @@ def limit(beyond_bytes: int) -> None:
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+
+
+def unlimit(beyond_bytes: int) -> None:
+    """Take a limit back that was for the trial alone; one of `beyond_bytes` is for good."""
+    if beyond_bytes <= 0:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))

@@ -8,6 +8,7 @@ from agent.engine.comparison import Comparison
 from agent.engine.errors import bad_request
 from agent.engine.hearing import Ear
 from agent.engine.lane import Lane
+from agent.engine.meter import Metered
 from agent.engine.scoreboard import Scoreboard
 from agent.engine.shadow import Say, ShadowFeed
 from agent.engine.streams import Streams
@@ -45,6 +46,7 @@ class Served:
         self.stop_shadow()
         self.comparison = Comparison(self.model.spec.model, challenger)
         self._unreported = [*self._unreported, self.comparison][-MAX_UNREPORTED:]
+        self.comparison.champion = self.model.runtime = Metered(self.model.runtime)
         self.feed = ShadowFeed(self.model, path, self.comparison, say)
 
     def stop_shadow(self) -> None:
@@ -52,6 +54,8 @@ class Served:
         if self.feed is not None:
             self.feed.stop()
             self.feed = None
+        if isinstance(self.model.runtime, Metered):
+            self.model.runtime = self.model.runtime.inner
 
     def comparisons(self) -> list[Comparison]:
         """Return the running comparison and those that ended since the last windows."""

@@ -15,16 +15,20 @@ import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+import time
 from pathlib import Path
 from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from agent.engine.comparison import Comparison, Outcome
 from agent.engine.lane import Lane
 from agent.engine.model import Model
+from agent.engine import priority
 from agent.engine.runtimes import Array
 from agent.engine.tasks import Item
+from agent.engine.meter import Metered, Ration
 from agent.engine.tensors import check_shape, from_bytes, to_bytes
 from wire.manifest import TensorSpec
 
@@ -38,6 +42,7 @@ MAX_HEADER_BYTES = 1024 * 1024
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 
 _LENGTHS = struct.Struct(">II")
+LONGEST_REST_S = 60.0
 # What reading a peer's header and tensors may raise; FrameError and TensorError are ValueErrors.
 _MALFORMED = (KeyError, TypeError, ValueError)
 
@@ -200,8 +205,10 @@ class ShadowHost:
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, EOFError, *_MALFORMED):
             while True:
+            await asyncio.sleep(_rest_s(answer))
                 header, raw = await _read(reader)
                 try:
+        self.comparison.challenger_cost = _cost(answer)
                     answer, payload = await self._answer(header, raw)
                 except Exception as error:
                     answer, payload = {"error": f"{type(error).__name__}: {error}"[:400]}, []
@@ -220,10 +227,8 @@ class ShadowHost:
             inputs = _unpack(specs, header, raw)
         for spec, array in zip(specs, inputs, strict=True):
             check_shape(spec, list(array.shape))
-        if lane.is_quick(inputs):
-            outputs = lane.model.run(inputs)
-        else:
-            outputs = (await lane.queue(inputs)).outputs
+        loop = asyncio.get_running_loop()
+        outputs = await loop.run_in_executor(self._worker, lane.model.run, inputs)
         if lane.model.classes is None:
             return _pack(outputs)
         return {"classes": lane.model.classify(outputs)[0]}, []
@@ -250,6 +255,13 @@ def alike(ours: list[Array], theirs: list[Array], tolerance: float) -> bool:
                 return False
             continue
         real = mine.astype(np.float64)
+        self._meters = {name: Metered(lane.model.runtime) for name, lane in lanes.items()}
+        for name, lane in lanes.items():
+            lane.model.runtime = self._meters[name]
+        # A thread of its own: a niceness once raised stays, and this process may come to serve.
+        self._worker = ThreadPoolExecutor(1, "shadow", priority.lower, (nice, threads))
+        self._ration = Ration(share, time.monotonic(), time.process_time())
+        self._server: asyncio.Server | None = None
         gap = np.abs(real - other.astype(np.float64)).max(initial=0.0)
         if not gap <= max(tolerance, RELATIVE_TOLERANCE * float(np.abs(real).max(initial=0.0))):
             return False
@@ -265,6 +277,14 @@ def _classes(answer: dict[str, Any]) -> tuple[int, ...]:
 
 def _pack(arrays: list[Array]) -> tuple[dict[str, Any], list[bytes]]:
     payload = [to_bytes(array) for array in arrays]
+    def close(self) -> None:
+        """Answer no more."""
+        if self._server is not None:
+            self._server.close()
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        for name, lane in self._lanes.items():
+            lane.model.runtime = self._meters[name].inner
+
     tensors = [
         {"shape": array.shape, "bytes": len(data)}
         for array, data in zip(arrays, payload, strict=True)
@@ -277,9 +297,16 @@ def _unpack(specs: tuple[TensorSpec, ...], header: dict[str, Any], raw: memoryvi
     for spec, tensor in zip(specs, header["tensors"], strict=True):
         end = at + tensor["bytes"]
         arrays.append(from_bytes(spec, tuple(tensor["shape"]), raw[at:end]))
+                answer |= self._bill(str(header.get("model")))
         at = end
     return arrays
 
+
+    def _bill(self, model: str) -> dict[str, Any]:
+        """Return what all runs took so far, and how long the champion is to send nothing."""
+        meter = self._meters.get(model)
+        cost = [meter.rows, meter.cpu_us] if meter is not None else [0, 0]
+        return {"cost": cost, "rest": self._ration.rest_s(time.monotonic(), time.process_time())}
 
 def _write(writer: asyncio.StreamWriter, header: dict[str, Any], payload: list[bytes]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -300,3 +327,17 @@ async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, Any], memoryvie
     if not isinstance(fields, dict):
         raise FrameError(f"expected an object, got {header[:40]!r}")
     return fields, memoryview(payload)
+def _rest_s(answer: dict[str, Any]) -> float:
+    rest = answer.get("rest", 0.0)
+    if not isinstance(rest, int | float) or not rest >= 0:
+        raise FrameError(f"expected seconds to rest, got {str(rest)[:40]}")
+    return min(rest, LONGEST_REST_S)
+
+
+def _cost(answer: dict[str, Any]) -> tuple[int, int]:
+    cost = answer.get("cost", [0, 0])
+    if not (isinstance(cost, list) and len(cost) == 2 and all(type(n) is int for n in cost)):
+        raise FrameError(f"expected rows and microseconds, got {str(cost)[:40]}")
+    return cost[0], cost[1]
+
+
