@@ -185,13 +185,13 @@ class Tally:
     better: int = 0
     dropped: int = 0
     errors: int = 0
-
-
     champion_rows: int = 0
     champion_cpu_us: int = 0
     """Processor time of the threads that ran so many rows of live inputs, and the challenger's."""
     challenger_rows: int = 0
     challenger_cpu_us: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """The answer to Report, and the last word of a drained engine."""

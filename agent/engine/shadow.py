@@ -12,23 +12,23 @@ import contextlib
 import json
 import os
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-import time
 from pathlib import Path
 from typing import Any
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from agent.engine import priority
 from agent.engine.comparison import Comparison, Outcome
 from agent.engine.lane import Lane
+from agent.engine.meter import Metered, Ration
 from agent.engine.model import Model
-from agent.engine import priority
 from agent.engine.runtimes import Array
 from agent.engine.tasks import Item
-from agent.engine.meter import Metered, Ration
 from agent.engine.tensors import check_shape, from_bytes, to_bytes
 from wire.manifest import TensorSpec
 
@@ -37,12 +37,12 @@ MAX_WAITING_BYTES = 32 * 1024 * 1024
 ANSWER_S = 10.0
 FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S = 5.0
+LONGEST_REST_S = 60.0
 RELATIVE_TOLERANCE = 1e-3
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 
 _LENGTHS = struct.Struct(">II")
-LONGEST_REST_S = 60.0
 # What reading a peer's header and tensors may raise; FrameError and TensorError are ValueErrors.
 _MALFORMED = (KeyError, TypeError, ValueError)
 
@@ -150,8 +150,10 @@ class ShadowFeed:
             self._take(copy, answer, raw)
             self._in_hand = None
             self._answers_again()
+            await asyncio.sleep(_rest_s(answer))
 
     def _take(self, copy: _Copy, answer: dict[str, Any], raw: memoryview) -> None:
+        self.comparison.challenger_cost = _cost(answer)
         if "error" in answer:
             self.comparison.counts.errors += copy.outcome.rows
         elif copy.outcome.classes:
@@ -187,6 +189,13 @@ class ShadowHost:
 
     def __init__(self, lanes: dict[str, Lane]) -> None:
         self._lanes = lanes
+        self._meters = {name: Metered(lane.model.runtime) for name, lane in lanes.items()}
+        for name, lane in lanes.items():
+            lane.model.runtime = self._meters[name]
+        # A thread of its own: a niceness once raised stays, and this process may come to serve.
+        self._worker = ThreadPoolExecutor(1, "shadow", priority.lower, (nice, threads))
+        self._ration = Ration(share, time.monotonic(), time.process_time())
+        self._server: asyncio.Server | None = None
 
     async def listen(self, path: str) -> None:
         """Bind and answer from now on.
@@ -202,19 +211,32 @@ class ShadowHost:
         finally:
             os.umask(before)
 
+    def close(self) -> None:
+        """Answer no more."""
+        if self._server is not None:
+            self._server.close()
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        for name, lane in self._lanes.items():
+            lane.model.runtime = self._meters[name].inner
+
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, EOFError, *_MALFORMED):
             while True:
-            await asyncio.sleep(_rest_s(answer))
                 header, raw = await _read(reader)
                 try:
-        self.comparison.challenger_cost = _cost(answer)
                     answer, payload = await self._answer(header, raw)
                 except Exception as error:
                     answer, payload = {"error": f"{type(error).__name__}: {error}"[:400]}, []
+                answer |= self._bill(str(header.get("model")))
                 _write(writer, answer, payload)
                 await writer.drain()
         writer.close()
+
+    def _bill(self, model: str) -> dict[str, Any]:
+        """Return what all runs took so far, and how long the champion is to send nothing."""
+        meter = self._meters.get(model)
+        cost = [meter.rows, meter.cpu_us] if meter is not None else [0, 0]
+        return {"cost": cost, "rest": self._ration.rest_s(time.monotonic(), time.process_time())}
 
     async def _answer(
         self, header: dict[str, Any], raw: memoryview
@@ -255,17 +277,24 @@ def alike(ours: list[Array], theirs: list[Array], tolerance: float) -> bool:
                 return False
             continue
         real = mine.astype(np.float64)
-        self._meters = {name: Metered(lane.model.runtime) for name, lane in lanes.items()}
-        for name, lane in lanes.items():
-            lane.model.runtime = self._meters[name]
-        # A thread of its own: a niceness once raised stays, and this process may come to serve.
-        self._worker = ThreadPoolExecutor(1, "shadow", priority.lower, (nice, threads))
-        self._ration = Ration(share, time.monotonic(), time.process_time())
-        self._server: asyncio.Server | None = None
         gap = np.abs(real - other.astype(np.float64)).max(initial=0.0)
         if not gap <= max(tolerance, RELATIVE_TOLERANCE * float(np.abs(real).max(initial=0.0))):
             return False
     return True
+
+
+def _rest_s(answer: dict[str, Any]) -> float:
+    rest = answer.get("rest", 0.0)
+    if not isinstance(rest, int | float) or not rest >= 0:
+        raise FrameError(f"expected seconds to rest, got {str(rest)[:40]}")
+    return min(rest, LONGEST_REST_S)
+
+
+def _cost(answer: dict[str, Any]) -> tuple[int, int]:
+    cost = answer.get("cost", [0, 0])
+    if not (isinstance(cost, list) and len(cost) == 2 and all(type(n) is int for n in cost)):
+        raise FrameError(f"expected rows and microseconds, got {str(cost)[:40]}")
+    return cost[0], cost[1]
 
 
 def _classes(answer: dict[str, Any]) -> tuple[int, ...]:
@@ -277,14 +306,6 @@ def _classes(answer: dict[str, Any]) -> tuple[int, ...]:
 
 def _pack(arrays: list[Array]) -> tuple[dict[str, Any], list[bytes]]:
     payload = [to_bytes(array) for array in arrays]
-    def close(self) -> None:
-        """Answer no more."""
-        if self._server is not None:
-            self._server.close()
-        self._worker.shutdown(wait=False, cancel_futures=True)
-        for name, lane in self._lanes.items():
-            lane.model.runtime = self._meters[name].inner
-
     tensors = [
         {"shape": array.shape, "bytes": len(data)}
         for array, data in zip(arrays, payload, strict=True)
@@ -297,16 +318,9 @@ def _unpack(specs: tuple[TensorSpec, ...], header: dict[str, Any], raw: memoryvi
     for spec, tensor in zip(specs, header["tensors"], strict=True):
         end = at + tensor["bytes"]
         arrays.append(from_bytes(spec, tuple(tensor["shape"]), raw[at:end]))
-                answer |= self._bill(str(header.get("model")))
         at = end
     return arrays
 
-
-    def _bill(self, model: str) -> dict[str, Any]:
-        """Return what all runs took so far, and how long the champion is to send nothing."""
-        meter = self._meters.get(model)
-        cost = [meter.rows, meter.cpu_us] if meter is not None else [0, 0]
-        return {"cost": cost, "rest": self._ration.rest_s(time.monotonic(), time.process_time())}
 
 def _write(writer: asyncio.StreamWriter, header: dict[str, Any], payload: list[bytes]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -327,17 +341,3 @@ async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, Any], memoryvie
     if not isinstance(fields, dict):
         raise FrameError(f"expected an object, got {header[:40]!r}")
     return fields, memoryview(payload)
-def _rest_s(answer: dict[str, Any]) -> float:
-    rest = answer.get("rest", 0.0)
-    if not isinstance(rest, int | float) or not rest >= 0:
-        raise FrameError(f"expected seconds to rest, got {str(rest)[:40]}")
-    return min(rest, LONGEST_REST_S)
-
-
-def _cost(answer: dict[str, Any]) -> tuple[int, int]:
-    cost = answer.get("cost", [0, 0])
-    if not (isinstance(cost, list) and len(cost) == 2 and all(type(n) is int for n in cost)):
-        raise FrameError(f"expected rows and microseconds, got {str(cost)[:40]}")
-    return cost[0], cost[1]
-
-
