@@ -115,6 +115,8 @@ class Drain:
 
     KIND: ClassVar[str] = "drain"
     deadline_s: float = 10.0
+    streams_s: float = 0.0
+    """How long clients with open streams may go on with them here."""
 
 
 # ---- engine -> daemon

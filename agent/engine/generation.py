@@ -182,7 +182,7 @@ class Generation:
     async def _drain(self, order: Drain) -> None:
         if self._http.draining:
             return
-        await self._http.drain(order.deadline_s)
+        await self._http.drain(order.deadline_s, order.streams_s)
         for served in self._served.values():
             served.stop_shadow()
         self._finish(0)

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from agent.engine.incoming import MAX_BODY_BYTES, Hall, Incoming, Request
 
@@ -41,12 +42,22 @@ _REASONS = {
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
+    410: "Gone",
     413: "Content Too Large",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     501: "Not Implemented",
     503: "Service Unavailable",
 }
+
+
+class Openable(Protocol):
+    """Something that a client may come back for."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it may still."""
+        ...
 
 
 @dataclass(slots=True)
@@ -57,6 +68,8 @@ class Response:
     body: bytes
     content_type: bytes = b"application/json"
     headers: bytes = b""
+    stream: Openable | None = None
+    """What its client goes on with: the connection is kept for that where it can be."""
 
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
@@ -75,6 +88,8 @@ class HttpServer:
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
         self.draining = False
+        self.holding = True
+        """Whether a drain still waits for streams."""
         self.connections: set[Connection] = set()
         self.hall = Hall()
         self._listeners: list[socket.socket] = []
@@ -110,8 +125,10 @@ class HttpServer:
         if not self.draining:
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
-    async def drain(self, deadline_s: float) -> None:
+    async def drain(self, deadline_s: float, streams_s: float = 0.0) -> None:
         """Stop accepting, answer what came, close what is idle; cut the rest at the deadline.
+
+        Connections with open streams may go on for `streams_s` more.
 
         Our descriptors of the sockets are closed; who else listens on them is not disturbed.
         """
@@ -124,6 +141,7 @@ class HttpServer:
         while (waited := time.monotonic() - began) < deadline_s:
             if not self.connections and not self._arriving:
                 return
+            self.holding = waited < min(streams_s, deadline_s - idle_until)
             if waited >= idle_until:
                 for connection in list(self.connections):
                     connection.close_if_idle()
@@ -176,6 +194,7 @@ class Connection(asyncio.BufferedProtocol):
         self._blocked = False
         self._paused = False
         self._half_closed = False
+        self._streams: list[Openable] = []
         self._answer: asyncio.Future[Response]
 
     # -- the transport's calls
@@ -233,7 +252,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def close_if_idle(self) -> None:
         """Close unless a request is coming or an answer is owed."""
-        if self._state is _State.IDLE:
+        if self._state is _State.IDLE and not self._holds():
             self._transport.close()
 
     def abort(self) -> None:
@@ -317,13 +336,22 @@ class Connection(asyncio.BufferedProtocol):
     def _respond(self, request: Request, response: Response) -> None:
         self._server.hall.held_bytes -= len(request.body)
         self._state = _State.IDLE
-        leaving = self._server.draining and not self._queue
+        if response.stream is not None:
+            self._streams = [
+                one for one in self._streams if one.open and one is not response.stream
+            ]
+            self._streams.append(response.stream)
+        leaving = self._server.draining and not self._queue and not self._holds()
         self._write(response, keep_alive=request.keep_alive and not leaving)
         if not request.keep_alive:
             self._deaf = True
             self._transport.close()
         elif leaving:
             self._linger()
+
+    def _holds(self) -> bool:
+        """Whether the client has open streams, and these are waited for."""
+        return self._server.holding and any(stream.open for stream in self._streams)
 
     def _write(self, response: Response, *, keep_alive: bool) -> None:
         head = b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s%s\r\n" % (

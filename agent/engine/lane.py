@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ INLINE_MS = 2.0
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 128 * 1024 * 1024
 """Of inputs together; one request may wait whatever its size."""
+
+Runner = Callable[[list[Array]], list[Array]]
 
 
 class LaneFullError(Exception):
@@ -38,26 +41,34 @@ class Lane:
 
     def __init__(self, model: Model, invoke_ms: float, warm_bytes: int) -> None:
         self.model = model
+        self.invoke_ms = invoke_ms
         self._ms_per_byte = invoke_ms / max(1, warm_bytes)
         self._waiting = 0
         self._waiting_bytes = 0
         self._worker: ThreadPoolExecutor | None = None
 
-    def is_quick(self, inputs: list[Array]) -> bool:
+    def is_quick(self, inputs: list[Array], expected_ms: float | None = None) -> bool:
         """Whether `inputs` may be run on the event loop now."""
-        return self._waiting == 0 and _size(inputs) * self._ms_per_byte < INLINE_MS
+        if expected_ms is None:
+            expected_ms = _size(inputs) * self._ms_per_byte
+        return self._waiting == 0 and expected_ms < INLINE_MS
 
-    def run(self, inputs: list[Array]) -> Turn:
-        """Run here and now.
+    def run(self, inputs: list[Array], runner: Runner | None = None) -> Turn:
+        """Run here and now, the model itself or what a stream does with it.
 
         Raises:
             Exception: whatever the runtime raises.
         """
         began_at = time.perf_counter()
-        outputs = self.model.run(inputs)
+        outputs = (runner or self.model.run)(inputs)
         return Turn(outputs, began_at, time.perf_counter())
 
-    async def queue(self, inputs: list[Array], within_s: float | None = None) -> Turn:
+    async def queue(
+        self,
+        inputs: list[Array],
+        within_s: float | None = None,
+        runner: Runner | None = None,
+    ) -> Turn:
         """Run in the thread, after those that were queued before.
 
         Whose time is up before its run begins is left out. A run that has begun cannot be
@@ -72,7 +83,7 @@ class Lane:
         self._enter(size)
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, f"run-{self.model.spec.model}")
-        run = self._worker.submit(self.run, inputs)
+        run = self._worker.submit(self.run, inputs, runner)
         answer = asyncio.wrap_future(run)
         answer.add_done_callback(lambda done: self._leave(done, size))
         # Cancelling `answer` would let the next run begin on the event loop beside this one.

@@ -9,6 +9,7 @@ import numpy as np
 from agent.control import ModelSpec
 from agent.engine.blame import Blame
 from agent.engine.errors import AnswerError
+from agent.engine.framing import Framing, Listener
 from agent.engine.runtimes import Array, CannotRunError, Port, Runtime, open_runtime
 from agent.engine.tasks.detection import NOTHING
 from agent.engine.tasks.opening import open_desk, open_detector
@@ -32,6 +33,7 @@ class Model:
         self.labels = _labels(self.manifest, spec)
         self._blame = blame
         self._mark = spec.model.encode()
+        self._threads = threads
         # A slow disk may take its time here: the daemon waits for `ready` no longer than it likes.
         loading = blame.begin(self._mark, timed=False)
         try:
@@ -58,6 +60,8 @@ class Model:
             find=find,
         )
         self._step = _step(self.manifest, self.variant, self.scores)
+        self.framing = Framing(self.manifest, self.variant) if self.manifest.stream else None
+        """None where every request stands for itself."""
 
     @property
     def runtime_text(self) -> str:
@@ -78,7 +82,18 @@ class Model:
         """How many classes an answer may have, -1 for any number, None when it has none."""
         if self.detector is not None:
             return self.detector.classes + 1
-        return None if self.scores is None else self.manifest.outputs[self.scores].shape[-1]
+        if self.scores is None:
+            return None
+        return 2 if self._is_yes_or_no else self.manifest.outputs[self.scores].shape[-1]
+
+    @property
+    def _is_yes_or_no(self) -> bool:
+        """Whether one score tells of two classes."""
+        return (
+            self.framing is not None
+            and self.scores is not None
+            and self.manifest.outputs[self.scores].shape[-1] == 1
+        )
 
     def run(self, inputs: list[Array]) -> list[Array]:
         """Return the outputs in the manifest's order for inputs in the manifest's order.
@@ -95,6 +110,22 @@ class Model:
             ]
             return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
         return self._run(inputs)
+
+    def listener(self) -> Listener:
+        """Return the memory of a new stream, with an interpreter of its own where that has state.
+
+        Raises:
+            CannotRunError: what extracts features is not installed.
+            Exception: whatever the runtime raises.
+        """
+        assert self.framing is not None
+        runtime = self._another_runtime() if self._hides_state else self.runtime
+        return Listener(self.framing, lambda inputs: self._run(inputs, runtime))
+
+    def forget(self) -> None:
+        """Be as if it had never run: a state that the model hides goes with its interpreter."""
+        if self._hides_state:
+            self.runtime = self._another_runtime()
 
     def classify(self, outputs: list[Array]) -> tuple[tuple[int, ...], list[float]]:
         """Return the class of every row and the score of that class, 0 to 1.
@@ -116,6 +147,8 @@ class Model:
         if self._step is not None:
             scale, zero_point = self._step
             reals = (reals - zero_point) * scale
+        if self._is_yes_or_no:
+            return self._yes_or_no(reals[:, 0])
         tops = reals.max(axis=1)
         # The largest of a row with a NaN in it is NaN.
         if not np.isfinite(tops).all():
@@ -124,13 +157,38 @@ class Model:
             tops = 1 / np.exp(reals - tops[:, None]).sum(axis=1)
         return tuple(winners.tolist()), tops.tolist()
 
-    def _run(self, inputs: list[Array]) -> list[Array]:
-        run = self._blame.begin(self._mark, self.runtime.interrupt)
+    def _yes_or_no(self, scores: Array) -> tuple[tuple[int, ...], list[float]]:
+        """Return for single scores the second class from the threshold on, else the first."""
+        if not np.isfinite(scores).all():
+            raise AnswerError(f"{self.manifest.ref}: the model's scores are not finite")
+        if self.manifest.task.scores_are == "logits":
+            scores = 1 / (1 + np.exp(-scores))
+        assert self.framing is not None
+        yes = scores >= self.framing.stream.threshold
+        return tuple(yes.astype(int).tolist()), np.where(yes, scores, 1 - scores).tolist()
+
+    @property
+    def _hides_state(self) -> bool:
+        return self.framing is not None and self.framing.stream.state == "internal"
+
+    def _another_runtime(self) -> Runtime:
+        loading = self._blame.begin(self._mark, timed=False)
         try:
-            outputs = self.runtime.run([inputs[place] for place in self._in_order])
+            path = file_path(self.spec, self.variant.artifact.digest)
+            return open_runtime(self.variant.format, path, self._threads)
+        finally:
+            self._blame.end(loading)
+
+    def _run(self, inputs: list[Array], runtime: Runtime | None = None) -> list[Array]:
+        runtime = runtime or self.runtime
+        run = self._blame.begin(self._mark, runtime.interrupt)
+        try:
+            outputs = runtime.run([inputs[place] for place in self._in_order])
         except Exception as error:
             if run.interrupted:
-                raise CannotRunError(Reason.HUNG, "no answer in time; the run was stopped") from error
+                raise CannotRunError(
+                    Reason.HUNG, "no answer in time; the run was stopped"
+                ) from error
             raise
         finally:
             self._blame.end(run)

@@ -37,6 +37,7 @@ MAX_TIMEOUT_US = 3600 * 1_000_000
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
+    "sequence",
     "statistics",
     "system_shared_memory",
 )

@@ -11,14 +11,16 @@ from typing import Any
 
 from agent.engine import open_inference, tf_serving
 from agent.engine.errors import AnswerError, BusyError, HttpError, bad_request
+from agent.engine.hearing import Ear
 from agent.engine.http import MAX_BODY_BYTES, Request, Response, refusal
-from agent.engine.lane import DeadlineError, LaneFullError, Turn
+from agent.engine.lane import DeadlineError, LaneFullError, Runner, Turn
 from agent.engine.open_inference import read_object, write_json
 from agent.engine.runtimes import Array
 from agent.engine.scoreboard import LabelError, UnknownRequestError
 from agent.engine.served import Served
 from agent.engine.shared_memory import Regions
 from agent.engine.statistics import Course, Statistics
+from agent.engine.streams import Part, Streams
 from agent.engine.tasks import Item, Read, Told
 from agent.engine.tasks.desk import Desk
 from agent.engine.tensors import TensorError, check_finite
@@ -60,9 +62,29 @@ class _Job:
     items: tuple[Item, ...] = ()
     """What the inputs were read from, where an app sent no tensors."""
 
+    part: Part | None = None
+    """Of a stream, where the model listens."""
+
+    @property
+    def runner(self) -> Runner | None:
+        """What runs in place of the model alone."""
+        if self.part is None:
+            return None
+        hear = self.part.stream.hear
+        return lambda inputs: hear(inputs[0])
+
+    @property
+    def expected_ms(self) -> float | None:
+        """How long its run takes; None: as its inputs' size tells."""
+        if self.part is None:
+            return None
+        return self.part.stream.expected_ms(self.inputs[0], self.served.lane.invoke_ms)
+
     @property
     def rows(self) -> int:
         """How many inferences the request asks for."""
+        if self.part is not None:
+            return 1
         batched = self.served.model.manifest.inputs[0].shape[:1] == (-1,)
         return self.inputs[0].shape[0] if batched else 1
 
@@ -99,6 +121,8 @@ class Api:
         }
         for served in models.values():
             self._add_routes(served)
+            if served.ear is not None and served.streams is not None:
+                self._add_stream_routes(served, served.ear, served.streams)
 
     def handle(self, request: Request) -> Answer:
         """Answer a request; errors are answers too."""
@@ -127,6 +151,19 @@ class Api:
             self._routes[f"{base}:predict"] = {
                 "POST": lambda request: self._predict(served, request)
             }
+
+    def _add_stream_routes(self, served: Served, ear: Ear, streams: Streams) -> None:
+        """Put those of a model that listens in place of the ordinary ones."""
+        metadata = open_inference.model_metadata(served.model)
+        described = write_json({**metadata, "inputs": ear.inputs, "outputs": ear.outputs})
+        name, version = served.model.spec.model, served.model.spec.version
+        for base in (f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}"):
+            self._routes[base] = {"GET": lambda _: Response(200, described)}
+            self._routes[f"{base}/infer"] = {
+                "POST": lambda request: self._hear(served, ear, streams, request)
+            }
+        for place in ("", f"/versions/{version}", f"/labels/{_STABLE}"):
+            self._routes[f"/v1/models/{name}{place}:predict"] = {"POST": _cannot_predict}
 
     def _route(self, request: Request) -> Callable[[Request], Answer]:
         methods = self._routes.get(request.target) or self._routes.get(_path(request.target))
@@ -268,6 +305,28 @@ class Api:
             return _run(job(desk.reader.read(items)))
         return _read_later(served, desk, items, job)
 
+    def _hear(self, served: Served, ear: Ear, streams: Streams, request: Request) -> Answer:
+        """Answer a request of a stream."""
+        asked = ear.read(self._regions, request.headers.get(_HEADER_LENGTH), _inflated(request))
+        part = streams.take(asked.sequence)
+
+        def write(id: str, outputs: list[Array]) -> Response:
+            told = ear.tell(outputs)
+            return ear.write(asked, id, told, restarted=part.stream.tell_restarted())
+
+        job = _Job(
+            served,
+            self._statistics[served.model.spec.model],
+            request,
+            asked.id or self._new_id(),
+            [asked.sound],
+            write,
+            time.perf_counter(),
+            asked.within_s,
+            part=part,
+        )
+        return _run_part(job, streams, part)
+
     def _new_id(self) -> str:
         self._count += 1
         return f"{self._prefix}-{self._count}"
@@ -343,15 +402,53 @@ async def _read_later(
     return answer if isinstance(answer, Response) else await answer
 
 
+def _run_part(job: _Job, streams: Streams, part: Part) -> Answer:
+    """Run a request of a stream, and keep the stream's books whatever comes of it."""
+    try:
+        answer = _run(job)
+    except Exception as error:
+        _settle(streams, part, error)
+        raise
+    if isinstance(answer, Response):
+        return _parted(answer, streams, part)
+    return _wait_for_part(answer, streams, part)
+
+
+async def _wait_for_part(answer: Awaitable[Response], streams: Streams, part: Part) -> Response:
+    try:
+        response = await answer
+    except Exception as error:
+        _settle(streams, part, error)
+        raise
+    return _parted(response, streams, part)
+
+
+def _parted(response: Response, streams: Streams, part: Part) -> Response:
+    streams.done(part)
+    response.stream = part.stream
+    return response
+
+
+def _settle(streams: Streams, part: Part, error: Exception) -> None:
+    match error.__cause__:
+        case LaneFullError():
+            streams.give_back(part)
+        case DeadlineError():
+            streams.lose(part)
+        case _:
+            streams.done(part)
+
+
 def _run(job: _Job) -> Answer:
     lane = job.served.lane
     left_s = job.left_s
     if left_s is not None and left_s <= 0:
-        raise _failed(job, DeadlineError())
-    if not lane.is_quick(job.inputs):
+        late = DeadlineError()
+        raise _failed(job, late) from late
+    if not lane.is_quick(job.inputs, job.expected_ms):
         return _run_later(job, left_s)
     try:
-        turn = lane.run(job.inputs)
+        turn = lane.run(job.inputs, job.runner)
     except Exception as error:
         raise _failed(job, error) from error
     return _answer(job, turn)
@@ -359,7 +456,7 @@ def _run(job: _Job) -> Answer:
 
 async def _run_later(job: _Job, left_s: float | None) -> Response:
     try:
-        turn = await job.served.lane.queue(job.inputs, left_s)
+        turn = await job.served.lane.queue(job.inputs, left_s, job.runner)
     except Exception as error:
         raise _failed(job, error) from error
     return _answer(job, turn)
@@ -377,7 +474,9 @@ def _answer(job: _Job, turn: Turn) -> Response:
     job.statistics.answered(
         Course(came_at, job.read_at, turn.began_at, turn.ended_at, written_at), job.rows
     )
-    if served.feed is not None:
+    if served.feed is not None and job.part is not None:
+        served.feed.offer_part(job.part, job.inputs[0], turn.outputs, outcome)
+    elif served.feed is not None:
         served.feed.offer(job.inputs, turn.outputs, outcome, job.items)
     return response
 
@@ -399,7 +498,7 @@ def _failed(job: _Job, error: Exception) -> Exception:
                 f"model {served.model.spec.model}: no answer within the timeout of "
                 f"{(job.within_s or 0) * 1e6:.0f} microseconds",
             )
-        case AnswerError() | TensorError():
+        case AnswerError() | TensorError() if job.part is None:
             try:
                 check_finite(served.model.manifest.inputs, job.inputs)
             except TensorError as given:
@@ -444,6 +543,12 @@ def _shadow(served: Served) -> Response:
             "tally": comparison.counts.values(),
             "disagreements": comparison.disagreements(),
         }
+    )
+
+
+def _cannot_predict(_: Request) -> Response:
+    raise HttpError(
+        501, "the model listens: expected POST /v2/models/NAME/infer, with a sequence_id"
     )
 
 

@@ -3,8 +3,11 @@
 A frame is two big-endian u32, the lengths of a JSON header and of the payload, then both. A
 request's header is {"model", "tensors": [{"shape", "bytes"}]}, its payload the tensors in the
 manifest's order as `tensors.to_bytes` makes them; or {"model", "items": [bytes]}, the payload then
-being pictures, texts or rows as an app sent them. The answer's header is {"classes": [...]},
-{"tensors": [...]} where the task has no classes, or {"error": "..."}.
+being pictures, texts or rows as an app sent them; or, with one tensor of sound, {"model",
+"tensors", "stream": {"id", "start", "end", "datatype"}}. The answer's header is {"classes": [...]},
+{"tensors": [...]} where the task has no classes, or {"error": "..."}; and in any case "cost", the
+rows that were run so far and the microseconds of processor time they took, and "rest", the seconds
+for which the champion is to send nothing, so that the challenger keeps to its share of a core.
 """
 
 import asyncio
@@ -27,7 +30,9 @@ from agent.engine.comparison import Comparison, Outcome
 from agent.engine.lane import Lane
 from agent.engine.meter import Metered, Ration
 from agent.engine.model import Model
-from agent.engine.runtimes import Array
+from agent.engine.runtimes import DATATYPE_OF, Array
+from agent.engine.streams import LiveStream, Part, Streams
+from agent.engine.streams import Sequence as StreamSequence
 from agent.engine.tasks import Item
 from agent.engine.tensors import check_shape, from_bytes, to_bytes
 from wire.manifest import TensorSpec
@@ -62,6 +67,15 @@ class _Copy:
     outcome: Outcome
     items: tuple[bytes, ...] = ()
     """What the inputs were read from; the challenger may read it in its own way."""
+    part: Part | None = None
+    """Of a stream; the only input is sound then."""
+
+    @property
+    def rows(self) -> int:
+        """How many pairs this can make; sound that completes no frame makes none."""
+        if self.part is not None and not self.outputs[self.part.stream.visible[0]].size:
+            return 0
+        return self.outcome.rows
 
     @property
     def size_bytes(self) -> int:
@@ -72,7 +86,15 @@ class _Copy:
         """Return what the challenger is to be sent."""
         if self.items:
             return {"items": [len(item) for item in self.items]}, list(self.items)
-        return _pack(self.inputs)
+        header, payload = _pack(self.inputs)
+        if self.part is not None:
+            header["stream"] = {
+                "id": self.part.stream.number,
+                "start": self.part.first,
+                "end": self.part.sequence.end,
+                "datatype": DATATYPE_OF[self.inputs[0].dtype],
+            }
+        return header, payload
 
 
 class ShadowFeed:
@@ -83,6 +105,8 @@ class ShadowFeed:
         self._model = model
         self._path = path
         self._say = say
+        self._followed: set[LiveStream] = set()
+        """Streams of which every frame was copied so far."""
         self._waiting: deque[_Copy] = deque()
         self._waiting_bytes = 0
         self._in_hand: _Copy | None = None
@@ -102,20 +126,51 @@ class ShadowFeed:
         sent = tuple(
             item if isinstance(item, bytes) else json.dumps(item).encode() for item in items
         )
-        copy = _Copy(inputs, outputs, outcome, sent)
+        if not self._queue(_Copy(inputs, outputs, outcome, sent)):
+            self.comparison.counts.dropped += outcome.rows
+
+    def offer_part(self, part: Part, sound: Array, outputs: list[Array], outcome: Outcome) -> None:
+        """Queue a copy of a request of a stream: each with all before it, or none from there on.
+
+        A model that misses a frame hears another sound, and its answers are no evidence. So a
+        stream that began before this comparison, or that finds no room, is left out.
+        """
+        copy = _Copy([sound], outputs, outcome, part=part)
+        if part.first:
+            self._followed = {stream for stream in self._followed if stream.open}
+            self._followed.add(part.stream)
+        if part.stream not in self._followed:
+            self.comparison.counts.dropped += copy.rows
+        elif not self._queue(copy):
+            self.comparison.counts.dropped += copy.rows
+            self._leave_out({part.stream})
+
+    def _queue(self, copy: _Copy) -> bool:
         size = copy.size_bytes
         if len(self._waiting) >= MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
-            self.comparison.counts.dropped += outcome.rows
-            return
+            return False
         self._waiting.append(copy)
         self._waiting_bytes += size
         self._filled.set()
+        return True
+
+    def _leave_out(self, streams: set[LiveStream]) -> None:
+        """Copy nothing more of these streams, nor what of them waits."""
+        self._followed -= streams
+        kept: deque[_Copy] = deque()
+        out: list[_Copy] = []
+        for copy in self._waiting:
+            left = copy.part is not None and copy.part.stream in streams
+            (out if left else kept).append(copy)
+        self.comparison.counts.dropped += sum(copy.rows for copy in out)
+        self._waiting_bytes -= sum(copy.size_bytes for copy in out)
+        self._waiting = kept
 
     def stop(self) -> None:
         """End the copying; what still waits counts as dropped."""
         self._task.cancel()
         rest = [*self._waiting, *([self._in_hand] if self._in_hand else [])]
-        self.comparison.counts.dropped += sum(copy.outcome.rows for copy in rest)
+        self.comparison.counts.dropped += sum(copy.rows for copy in rest)
         self._waiting.clear()
         self._in_hand = None
         self.comparison.ended = True
@@ -155,18 +210,30 @@ class ShadowFeed:
     def _take(self, copy: _Copy, answer: dict[str, Any], raw: memoryview) -> None:
         self.comparison.challenger_cost = _cost(answer)
         if "error" in answer:
-            self.comparison.counts.errors += copy.outcome.rows
+            self.comparison.counts.errors += copy.rows
+            if copy.part is not None:
+                self._leave_out({copy.part.stream})
+        elif copy.rows == 0:
+            return
         elif copy.outcome.classes:
             self.comparison.answered(copy.outcome, _classes(answer))
         else:
-            theirs = _unpack(self._model.manifest.outputs, answer, raw)
+            specs, ours = self._model.manifest.outputs, copy.outputs
+            if copy.part is not None:
+                visible = copy.part.stream.visible
+                specs = tuple(specs[place] for place in visible)
+                ours = [ours[place] for place in visible]
+            theirs = _unpack(specs, answer, raw)
             tolerance = self._model.variant.golden_tolerance
-            self.comparison.answered_alike(alike(copy.outputs, theirs, tolerance))
+            self.comparison.answered_alike(alike(ours, theirs, tolerance))
 
     def _lost_one(self) -> None:
         if self._in_hand is not None:
-            self.comparison.counts.errors += self._in_hand.outcome.rows
+            self.comparison.counts.errors += self._in_hand.rows
             self._in_hand = None
+        # What the challenger knew of streams is gone with the connection.
+        waiting = {copy.part.stream for copy in self._waiting if copy.part is not None}
+        self._leave_out(self._followed | waiting)
 
     async def _wait_for_challenger(self, error: Exception) -> None:
         # A challenger that is told to listen just now needs a moment: no word of that.
@@ -187,7 +254,8 @@ class ShadowFeed:
 class ShadowHost:
     """Answers copies of a champion's inputs on a Unix socket that only our user may open."""
 
-    def __init__(self, lanes: dict[str, Lane]) -> None:
+    def __init__(self, lanes: dict[str, Lane], nice: int, threads: int, share: float) -> None:
+        """Prepare to answer in one thread of the given niceness, with `share` of one core."""
         self._lanes = lanes
         self._meters = {name: Metered(lane.model.runtime) for name, lane in lanes.items()}
         for name, lane in lanes.items():
@@ -220,11 +288,15 @@ class ShadowHost:
             lane.model.runtime = self._meters[name].inner
 
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        streams: dict[str, Streams] = {}
         with contextlib.suppress(OSError, EOFError, *_MALFORMED):
             while True:
                 header, raw = await _read(reader)
                 try:
-                    answer, payload = await self._answer(header, raw)
+                    if "stream" in header:
+                        answer, payload = await self._answer_part(header, raw, streams)
+                    else:
+                        answer, payload = await self._answer(header, raw)
                 except Exception as error:
                     answer, payload = {"error": f"{type(error).__name__}: {error}"[:400]}, []
                 answer |= self._bill(str(header.get("model")))
@@ -254,6 +326,28 @@ class ShadowHost:
         if lane.model.classes is None:
             return _pack(outputs)
         return {"classes": lane.model.classify(outputs)[0]}, []
+
+
+    async def _answer_part(
+        self, header: dict[str, Any], raw: memoryview, streams: dict[str, Streams]
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Answer a part of a stream; `streams` are those of this connection, by model."""
+        model = self._lanes[str(header.get("model"))].model
+        if model.framing is None:
+            raise FrameError("expected tensors, since the release does not listen")
+        said = header["stream"]
+        spec = TensorSpec(name="sound", datatype=said["datatype"], shape=(-1,))
+        [sound] = _unpack((spec,), header, raw)
+        table = streams.setdefault(model.spec.model, Streams(model))
+        part = table.take(StreamSequence(int(said["id"]), said["start"], said["end"]))
+        loop = asyncio.get_running_loop()
+        try:
+            outputs = await loop.run_in_executor(self._worker, part.stream.hear, sound)
+        finally:
+            table.done(part)
+        if model.classes is None:
+            return _pack([outputs[place] for place in model.framing.visible])
+        return {"classes": model.classify(outputs)[0]}, []
 
 
 async def _read_items(model: Model, sizes: list[int], raw: memoryview) -> list[Array]:
