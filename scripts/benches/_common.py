@@ -24,8 +24,10 @@ class Bar:
     at_least: float | None = None
     at_most: float | None = None
 
-    def holds(self, value: float) -> bool:
-        """Whether `value` reaches it."""
+    def holds(self, value: float | None) -> bool | None:
+        """Whether `value` reaches it; None: it was not measured."""
+        if value is None:
+            return None
         low = self.at_least is None or value >= self.at_least
         return low and (self.at_most is None or value <= self.at_most)
 
@@ -97,7 +99,10 @@ def main(name: str, bars: list[Bar], measure: Callable[[bool], Result]) -> int:
         print(json.dumps(body))
     else:
         _print_table(bars, result)
-    return 0 if all(each["holds"] for each in judged) else 1
+    return 1 if any(each["holds"] is False for each in judged) else 0
+
+
+_VERDICTS = {True: "holds", False: "MISSED", None: "not measured"}
 
 
 def _print_table(bars: list[Bar], result: Result) -> None:
@@ -107,5 +112,5 @@ def _print_table(bars: list[Bar], result: Result) -> None:
             continue  # told line by line while it was measured
         shown = f"{value:.3g}" if isinstance(value, float) else str(value)
         bar = known.get(figure)
-        verdict = "" if bar is None else f"{bar}  {'holds' if bar.holds(value) else 'MISSED'}"
+        verdict = "" if bar is None else f"{bar}  {_VERDICTS[bar.holds(value)]}"
         print(f"{figure:32}{shown:>12}  {verdict}".rstrip())
