@@ -100,6 +100,8 @@ class FetchRequest(Document):
     bitmap: Annotated[str, Field(max_length=4 * (MAX_WINDOW_CHUNKS // 8 // 3 + 2))]
     own: bool = False
     """Answer on the device's own topic, since it does not listen to the shared one."""
+    hold: bool | None = None
+    """Nothing is asked for: what comes on the shared topic is more than this device can take."""
 
     @classmethod
     def of(
@@ -113,6 +115,11 @@ class FetchRequest(Document):
             bits[(number - first) // 8] |= 1 << ((number - first) % 8)
         bitmap = base64.b64encode(bits).decode()
         return cls(index=index, part=part, first=first, bitmap=bitmap, own=own)
+
+    @classmethod
+    def to_hold(cls, index: str) -> "FetchRequest":
+        """Ask that those who follow be let catch up."""
+        return cls(index=index, part="data", first=0, bitmap="", hold=True)
 
     def numbers(self) -> list[int]:
         """Return the frames asked for, ascending.

@@ -36,6 +36,12 @@ STEP_BACK_S = 2.0
 """How long it waits for that. Who still hears what the broker has in store does not lead, so the
 wave goes on when the first of the others has caught up, and at their pace."""
 
+GAPS = 3.0
+"""A follower also waits for so many of the gaps that new frames come with: on a slow line they
+are still on their way long after the others have them, and must not be asked for."""
+FADING = 0.9
+LONGEST_GAP_S = 5.0
+HOLD_EVERY_S = 0.5
 FAITH_S = 5.0
 """How long frames that cannot be verified yet are taken for those of a leader: they may be
 anybody's, and must not keep a device from asking."""
@@ -102,8 +108,6 @@ class Download:
     catching_up: int = 0
     """How many reports are to be acknowledged before its topic, left because it was too fast, is
     heard again; 0: it is."""
-    pauses: int = 0
-    """How often it was left for that."""
     source: str = ""
     """URL of the source that is asked for ranges; empty: the broker is asked for windows."""
     last_progress: float = 0.0
@@ -130,6 +134,9 @@ class Download:
     """Chunks that came at its own wish while others followed, since it took the lead."""
     _lead_windows: int = LEAD_WINDOWS
     """How many windows that may be: more each time when nobody else took the lead."""
+    _hold_at: float = 0.0
+    _gap: float = 0.0
+    """The longest time between two new frames, seconds, fading with each frame."""
     _allowance: float = 0.0
     """Bytes that may be asked for."""
     _allowed_at: float = 0.0
@@ -228,7 +235,7 @@ class Download:
             least, most = PATIENCE_S
             self._patience = self._haste * (least + (most - least) * draw(self.seed, self._draws))
             self._haste = min(2 * self._haste, MOST_PATIENCE)
-        self._follows_until = now + self._patience
+        self._follows_until = now + self._patience + GAPS * self._gap
 
     def _lead(self, frame: ChunkFrame, now: float) -> None:
         """Let another device lead after a while, so that the fastest does not set the pace."""
@@ -240,6 +247,7 @@ class Download:
             self._follows_until = now + STEP_BACK_S
 
     def _progress(self, now: float) -> None:
+        self._gap = min(max(now - self.last_progress, FADING * self._gap), LONGEST_GAP_S)
         self.last_progress = now
         self._timeout = FIRST_TIMEOUT_S
         self._bad_in_a_row = 0
@@ -334,10 +342,24 @@ class Download:
         """What is under way at most at this device's own wish."""
         return self.window * self.offer.chunk_bytes
 
+    def would_lead(self, now: float) -> bool:
+        """Whether a follower's patience is over."""
+        return self._follows_until is not None and now >= self._follows_until
+
+    def follow_on(self, now: float) -> None:
+        """Wait a little longer."""
+        self._follows_until = now + PATIENCE_S[0]
+
+    def hold(self, now: float) -> bool:
+        """Return whether to ask now that the wave be held; not more than twice a second."""
+        due = now >= self._hold_at
+        if due:
+            self._hold_at = now + HOLD_EVERY_S
+        return due
+
     def catch_up(self) -> None:
         """Ask for nothing until what the broker held back for this device has come."""
         self.catching_up = REPORTS_BEHIND
-        self.pauses += 1
 
     @property
     def caught_up_by(self) -> float:
@@ -414,8 +436,8 @@ class Download:
 
     def _late(self, asked: float) -> float:
         """Return when a request counts as lost."""
-        # What a device that left a wave asked for waits behind all that was in store for it.
-        return max(asked, self.last_progress if self.own else asked) + self._timeout
+        # On a slow line it waits behind what others asked for.
+        return max(asked, self.last_progress) + self._timeout
 
     def _overdue(self, now: float) -> list[int]:
         # They lie in the order in which they were asked for.

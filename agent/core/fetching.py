@@ -14,19 +14,18 @@ from agent.core.actions import (
     WriteChunk,
     WriteIndex,
 )
-from agent.core.download import ChunkVerified, Download, FrameRejected, IndexVerified
+from agent.core.download import CATCH_UP_S, ChunkVerified, Download, FrameRejected, IndexVerified
 from agent.core.manners import Wait, rate, turn_after, wait_before_all, wait_before_files
 from agent.core.offers import chosen
 from agent.core.state import AgentState, Deployment, Instant
 from agent.core.turn import Turn
-from wire.transfer import ChunkFrame
+from wire.transfer import ChunkFrame, FetchRequest
 from wire.twin import DesiredRelease, Phase, Reason
 
 LAG_S = 2.0
+HOLD_AFTER_S = 1.0
 LAG_BYTES = 24 * 1024 * 1024
 """More than a leader asks for before it steps back, and less than brokers hold for a reader."""
-MOST_PAUSES = 3
-"""How often a device that lags waits until it caught up; then it goes on by itself."""
 
 
 def missing_of(turn: Turn, files: tuple[str, ...]) -> list[str]:
@@ -147,11 +146,13 @@ def fetch(turn: Turn, deployment: Deployment, release: DesiredRelease, digest: s
         return
     if not download.own:
         _keep_up(turn, download)
+        if download.would_lead(turn.now.mono) and _behind(turn):
+            download.follow_on(turn.now.mono)
     for request in download.requests_due(turn.now.mono):
         turn.do(PublishFetch(request))
 
 
-def lags(turn: Turn, most: int) -> bool:
+def lags(turn: Turn, most: int, since_s: float = LAG_S) -> bool:
     """Return whether the broker has so much in store for us that our report waits behind it.
 
     `most`: bytes that may come before that report is acknowledged. Others ask faster than this
@@ -162,7 +163,13 @@ def lags(turn: Turn, most: int) -> bool:
         return False
     behind = download.heard_bytes - state.report_owed_bytes
     owed = turn.now.mono - state.report_owed_at
-    return owed > LAG_S and behind > most
+    return owed > since_s and behind > most
+
+
+def _behind(turn: Turn) -> bool:
+    """Return whether frames may still be on their way that others asked for."""
+    owed_at = turn.state.report_owed_at
+    return owed_at is not None and turn.now.mono - owed_at < CATCH_UP_S
 
 
 def _keep_up(turn: Turn, download: Download) -> None:
@@ -173,15 +180,14 @@ def _keep_up(turn: Turn, download: Download) -> None:
     elif download.overdrawn:
         leave(turn)
     elif lags(turn, LAG_BYTES):
-        if download.pauses >= MOST_PAUSES:
-            leave(turn)
-            return
         # What is on its way is not asked for again; what passes meanwhile, others may lack too.
         download.catch_up()
         turn.do(Listen(download.offer.index, own=True))  # and what is on its way
         turn.state.report_owed_at = None
         turn.state.report_wanted = True
         turn.say(f"{download.offer.transfer[:19]}: too fast for this line, catching up")
+    elif lags(turn, download.window_bytes, HOLD_AFTER_S) and download.hold(turn.now.mono):
+        turn.do(PublishFetch(FetchRequest.to_hold(download.offer.index)))
 
 
 def on_report_heard(turn: Turn) -> None:

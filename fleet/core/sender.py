@@ -31,7 +31,12 @@ MAX_GATHER_S = 2.0
 """A transfer that several may want waits until all have asked, or nobody new for GATHER_S."""
 
 LOOK_S = 0.05
-"""How often it is looked whether all have asked."""
+"""How often it is looked whether all have asked, and whether a wave is still held."""
+
+HOLD_S = 1.0
+"""How long a device that cannot follow holds its wave, if enough others cannot either."""
+FEW = 0.1
+"""Up to this share of a wave may be slower than the rest: nobody waits for those."""
 
 APART_S = 10.0
 """Who comes after this much silence belongs to another wave."""
@@ -70,6 +75,13 @@ class _Wave:
     gathered: bool = False
     """Something was published: whoever joins now holds up nobody."""
     devices: set[str] = field(default_factory=set)
+    holds: dict[str, float] = field(default_factory=dict)
+    """Device -> when it last could not follow."""
+
+    def held(self, now: float) -> bool:
+        """Whether too many of the devices cannot follow."""
+        few = max(1.0, FEW * len(self.devices))
+        return len(self.holds) > few and sum(now - at < HOLD_S for at in self.holds.values()) > few
 
 
 class Sender:
@@ -117,6 +129,9 @@ class Sender:
             self.refused += len(numbers)
             return f"expected at most {MAX_WINDOW_CHUNKS} of {end} chunks, got up to {numbers[-1]}"
         self._forget(now)
+        if request.hold and request.index in self._waves:
+            self._waves[request.index].holds[device] = now
+            return None
         if not request.own:
             self._join(device, offer, now)
         for number in numbers:
@@ -131,13 +146,17 @@ class Sender:
         """Return up to BURST chunks to publish now, in turns over the transfers."""
         while self._later and self._later[0][0] <= now:
             chunk = heapq.heappop(self._later)[1]
-            self._enqueue(chunk, self._gathered_at(chunk, now), now)
+            self._enqueue(chunk, self._not_before(chunk, now), now)
         chunks: list[Due] = []
         while self._queues and len(chunks) < BURST:
             index, queue = self._queues.popitem(last=False)
             chunk = queue.popleft()
             if queue:
                 self._queues[index] = queue
+            not_before = self._not_before(chunk, now)
+            if not_before > now:
+                self._enqueue(chunk, not_before, now)
+                continue
             crowded = not self._waiting.pop(chunk)
             self._published.pop(chunk, None)
             self._published[chunk] = now
@@ -166,7 +185,7 @@ class Sender:
         if not budget.spend(offer.chunk_length(chunk.part, chunk.number), now):
             return f"{device} had {offer.transfer[:19]}... twice within a minute"
         self._waiting[chunk] = device
-        self._enqueue(chunk, self._gathered_at(chunk, now), now)
+        self._enqueue(chunk, self._not_before(chunk, now), now)
         return None
 
     def _enqueue(self, chunk: Chunk, at: float, now: float) -> None:
@@ -185,10 +204,14 @@ class Sender:
             wave.devices.add(device)
             wave.grew = now
 
-    def _gathered_at(self, chunk: Chunk, now: float) -> float:
-        """Return when to look whether the devices that start together have all asked; 0: now."""
+    def _not_before(self, chunk: Chunk, now: float) -> float:
+        """Return when to look again whether its wave has gathered and can follow; 0: now."""
         wave = self._waves.get(chunk.artifact)
-        if wave is None or wave.gathered or chunk.device:
+        if wave is None or chunk.device:
+            return 0.0
+        if wave.held(now):
+            return now + LOOK_S
+        if wave.gathered:
             return 0.0
         if len(wave.devices) >= self._expected[chunk.artifact]:
             return 0.0

@@ -114,7 +114,7 @@ class LeanDevice:
                 self._tell(max(spec.version for spec in models))
             case do.DrainEngine(generation) | do.KillEngine(generation):
                 self._own.append(ev.EngineExited(generation, 0))
-            case do.Say(text, level) if level != "info" or "on its own" in text:
+            case do.Say(text, level) if level != "info" or "for this line" in text:
                 print(f"{self._id}: {text}", file=sys.stderr, flush=True)
 
     def _finish(self, offer: Offer) -> None:

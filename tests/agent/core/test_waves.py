@@ -8,7 +8,7 @@ from agent.core import actions as do
 from agent.core import events as ev
 from agent.core import fetching
 from agent.core.download import CATCH_UP_S
-from agent.core.fetching import LAG_S, MOST_PAUSES
+from agent.core.fetching import HOLD_AFTER_S, LAG_S
 from tests.agent.core.world import CHUNK, World, champion_of, make_release
 from wire.transfer import ChunkFrame
 
@@ -102,19 +102,15 @@ def test_a_device_that_catches_up_hears_the_others_after_a_reconnect(world: Worl
     assert champion_of(world) == 1
 
 
-def test_a_device_that_lags_again_and_again_goes_on_by_itself(world: World) -> None:
-    for _ in range(MOST_PAUSES):
-        lag(world)
-        world.give(ev.ReportHeard())
-        world.give(ev.ReportHeard())
-    early = left(world)
+def test_a_device_that_falls_behind_asks_the_others_to_wait(world: World) -> None:
+    early = world.give(ev.Ticked())
+    world.mono += HOLD_AFTER_S + 0.1
 
-    actions = lag(world)
-    world.settle()
+    actions = hear(world, world.state.settings.window_chunks + 1)
 
-    assert not early
-    assert listened(actions) == [True]
-    assert champion_of(world) == 1
+    assert not any(a.request.hold for a in early if isinstance(a, do.PublishFetch))
+    holds = [a.request for a in actions if isinstance(a, do.PublishFetch) and a.request.hold]
+    assert [request.numbers() for request in holds] == [[]]
 
 
 def test_a_device_whose_reports_are_heard_stays(world: World) -> None:

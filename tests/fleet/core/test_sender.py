@@ -7,6 +7,7 @@ from fleet.core.sender import (
     BURST,
     ECHO_S,
     GATHER_S,
+    HOLD_S,
     LOOK_S,
     MAX_GATHER_S,
     Chunk,
@@ -237,3 +238,54 @@ def test_every_request_is_followed_by_a_publish_unless_one_was_just_before(
 
     for number, at in asked:
         assert any(moment > at - ECHO_S for moment in published[number])
+
+
+HOLD = FetchRequest.to_hold(FILE.index)
+
+
+def test_a_wave_waits_for_those_who_cannot_follow() -> None:
+    sender = gathered("a", "b", "c")
+    sender.request("a", wants(0, 1), T0)
+
+    sender.request("b", HOLD, T0)
+    sender.request("c", HOLD, T0)
+
+    assert sender.due(T0) == []
+    look = sender.next_due()
+    assert look is not None and T0 < look <= T0 + LOOK_S
+    assert sender.due(T0 + 0.9 * HOLD_S) == []
+    assert numbers(sender, T0 + HOLD_S + 2 * LOOK_S) == [0, 1]
+
+
+def test_nobody_waits_for_one_slow_device() -> None:
+    sender = gathered("a", "b", "c")
+    sender.request("a", wants(0, 1), T0)
+
+    sender.request("b", HOLD, T0)
+
+    assert numbers(sender, T0) == [0, 1]
+
+
+def test_a_tenth_of_a_wave_may_be_slow() -> None:
+    devices = [f"dev-{number}" for number in range(40)]
+    sender = gathered(*devices)
+    sender.request("dev-39", wants(0), T0)
+
+    for device in devices[:4]:
+        sender.request(device, HOLD, T0)
+    few = numbers(sender, T0)
+    sender.request("dev-39", wants(1), T0)
+    sender.request(devices[4], HOLD, T0)
+
+    assert few == [0]
+    assert sender.due(T0) == []
+
+
+def test_who_may_not_have_a_transfer_holds_nobody() -> None:
+    sender = gathered("a", "b")
+    sender.request("a", wants(0), T0)
+
+    for stranger in ("x", "y", "z"):
+        assert sender.request(stranger, HOLD, T0) is not None
+
+    assert numbers(sender, T0) == [0]
