@@ -138,15 +138,9 @@ class Model:
         """
         if self.detector is not None:
             return self.detector.leading(outputs)
-        if self.scores is None:
+        reals = self.real_scores(outputs)
+        if reals is None:
             return (), []
-        scores = outputs[self.scores]
-        scores = scores.reshape(-1, scores.shape[-1])
-        winners = scores.argmax(axis=1)
-        reals = scores.astype(np.float64)
-        if self._step is not None:
-            scale, zero_point = self._step
-            reals = (reals - zero_point) * scale
         if self._is_yes_or_no:
             return self._yes_or_no(reals[:, 0])
         tops = reals.max(axis=1)
@@ -155,7 +149,18 @@ class Model:
             raise AnswerError(f"{self.manifest.ref}: the model's scores are not finite")
         if self.manifest.task.scores_are == "logits":
             tops = 1 / np.exp(reals - tops[:, None]).sum(axis=1)
-        return tuple(winners.tolist()), tops.tolist()
+        return tuple(reals.argmax(axis=1).tolist()), tops.tolist()
+
+    def real_scores(self, outputs: list[Array]) -> Array | None:
+        """Return one row of scores for every row, 8-bit ones as reals; None without scores."""
+        if self.scores is None:
+            return None
+        scores = outputs[self.scores]
+        reals = scores.reshape(-1, scores.shape[-1]).astype(np.float64)
+        if self._step is not None:
+            scale, zero_point = self._step
+            reals = (reals - zero_point) * scale
+        return reals
 
     def _yes_or_no(self, scores: Array) -> tuple[tuple[int, ...], list[float]]:
         """Return for single scores the second class from the threshold on, else the first."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.control import Loaded, ModelSpec
+from agent.engine import sanity
 from agent.engine.blame import Blame
 from agent.engine.errors import AnswerError
 from agent.engine.model import Model, file_path
@@ -43,6 +44,11 @@ class Golden:
         """How many there are."""
         return len(self.inputs[0])
 
+    @property
+    def size_bytes(self) -> int:
+        """What they take in memory."""
+        return sum(array.nbytes for array in (*self.inputs, *self.outputs))
+
 
 @dataclass(frozen=True, slots=True)
 class Conformity:
@@ -74,15 +80,21 @@ def try_model(spec: ModelSpec, threads: int, blame: Blame, *, golden: bool) -> P
 
 
 def _try_model(spec: ModelSpec, threads: int, blame: Blame, *, golden: bool) -> Passed:
+    memory_before = sanity.memory_bytes()
     began = time.perf_counter()
     model = Model(spec, threads, blame)
     load_ms = (time.perf_counter() - began) * 1000
-    samples = read_golden(model) if golden else None
+    samples = read_golden(model) if golden else _golden_at_hand(model)
     first = sample_inputs(model, samples, 0) if samples else _blank(model)
-    invoke_ms = _warm_up(model, first)
+    invoke_ms, cost_ms = _warm_up(model, first)
+    taken_bytes = sanity.memory_bytes() - memory_before - (samples.size_bytes if samples else 0)
+    if golden and samples is None:
+        sanity.check_probabilities(model, model.run(first), "an input of zeros")
     # Golden samples of a model that hides its state are one stream, in their order.
     model.forget()
-    found = conform(model, samples) if samples else Conformity()
+    found = conform(model, samples) if samples and golden else Conformity()
+    if golden:
+        sanity.check_budget(model, cost_ms, taken_bytes)
     if model.framing is not None:
         model.listener().hear(np.zeros(model.framing.hop_samples, np.int16))
     loaded = Loaded(
@@ -140,7 +152,7 @@ def conform(model: Model, golden: Golden) -> Conformity:
     A sample whose class flips spends one of the variant's `golden_flips`; 8-bit kernels differ
     by a step between processors, which is enough to turn a near tie. Every other sample has to
     stay within `golden_tolerance`. Outputs must be finite, and must not be one constant where
-    the golden ones are not.
+    the golden ones are not; probabilities must sum to 1.
 
     Raises:
         CannotRunError: golden_mismatch, with what differs.
@@ -157,6 +169,7 @@ def conform(model: Model, golden: Golden) -> Conformity:
         worst = max(worst, difference)
         if not flipped:
             worst_same_class = max(worst_same_class, difference)
+        sanity.check_probabilities(model, outputs, f"golden sample {place}")
         answers.append(b"".join(array.tobytes() for array in outputs))
     found = Conformity(golden.samples, flips, worst, worst_same_class)
     if worst_same_class > variant.golden_tolerance or flips > variant.golden_flips:
@@ -174,15 +187,29 @@ def conform(model: Model, golden: Golden) -> Conformity:
     return found
 
 
-def _warm_up(model: Model, inputs: list[Array]) -> float:
-    """Run until the time settles; return the median in milliseconds."""
+def _golden_at_hand(model: Model) -> Golden | None:
+    """Return golden samples to get warm with, None when there are none: nothing rests on them."""
+    try:
+        return read_golden(model)
+    except CannotRunError:
+        return None
+
+
+def _warm_up(model: Model, inputs: list[Array]) -> tuple[float, float]:
+    """Run until the time settles; return the median time of a run and of its cost, milliseconds.
+
+    The cost of a run is the lesser of its time and its processor time: the first grows while a
+    champion serves beside it, the second with the number of threads.
+    """
     times: list[float] = []
+    costs: list[float] = []
     until = time.perf_counter() + WARM_S
     while len(times) < WARM_RUNS and (not times or time.perf_counter() < until):
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         model.run(inputs)
         times.append((time.perf_counter() - began) * 1000)
-    return statistics.median(times)
+        costs.append(min(times[-1], (time.process_time() - cpu) * 1000))
+    return statistics.median(times), statistics.median(costs)
 
 
 def _blank(model: Model) -> list[Array]:

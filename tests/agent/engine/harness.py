@@ -21,7 +21,7 @@ from agent import control
 from agent.control import Drain, Failed, Load, ModelSpec, Note, Ready, Report, Scores, Serve
 from tests.agent.engine.models import CLASSES, FEATURES, GOOD
 from wire.codec import encode
-from wire.manifest import File, Manifest, Quantization, Task, TensorSpec, Variant
+from wire.manifest import Budget, File, Manifest, Quantization, Task, TensorSpec, Variant
 
 ANSWER_S = 20.0
 LABELS = ("zero", "one", "two")
@@ -51,6 +51,7 @@ class Release:
     names: tuple[str, str] = ("x", "y")
     input: str = "image"
     label_names: tuple[str, ...] = LABELS
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +82,7 @@ class Release:
             ),
             labels=labels,
             golden=golden,
+            budget=self.budget,
         )
         manifest = self._store("manifest.json", encode(self.manifest))
         self.spec = ModelSpec(
