@@ -137,7 +137,7 @@ class Pipeline:
             self.counts.answered()
         else:
             self.counts.failed(outcome.reason)
-            self._tell(f"{frame.source}: {outcome.text}")
+            self._tell(outcome.text, f"{frame.source}: {outcome.text}")
         source.settle(frame, good=isinstance(outcome, Answered))
 
     def _ask(self, frame: Frame) -> Answered | Refused | Later:
@@ -158,7 +158,7 @@ class Pipeline:
             if attempts >= ATTEMPTS:
                 return Refused("engine failed", f"given up after {attempts} times: {outcome.text}")
             if not outcome.busy:
-                self._tell(f"{outcome.text}; trying again")
+                self._tell(outcome.text, f"{outcome.text}; trying again")
             self.counts.retried()
             self._stop.wait(backoff.next())
         raise Stopping
@@ -171,9 +171,9 @@ class Pipeline:
         # The engine's own words, unread: its JSON is an object on one line.
         return json.dumps(head).encode()[:-1] + b", " + outcome.body[1:].strip() + b"\n"
 
-    def _tell(self, text: str) -> None:
-        # By its kind, not by its figures: a flood of the same is one line.
-        kind = "".join(c for c in text.partition(": ")[2] if not c.isdigit())
+    def _tell(self, why: str, text: str) -> None:
+        # The same with other figures is the same: a flood of it is one line.
+        kind = "".join(c for c in why if not c.isdigit())
         if kind != self._told:
             log.warning("pipeline %s: %s", self.name, text[:500])
         self._told = kind

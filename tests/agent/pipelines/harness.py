@@ -118,7 +118,8 @@ def running(api: str, state: Path, toml: str) -> Iterator[Running]:
 
 def in_session(pid: int, session: int) -> bool:
     with contextlib.suppress(OSError):
-        return pid != session and os.getsid(pid) == session
+        zombie = "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+        return pid != session and os.getsid(pid) == session and not zombie
     return False
 
 

@@ -63,7 +63,7 @@ def kept(config: AgentConfig, **options: Any) -> Iterator[Pipelines]:
 
 def session(pid: int) -> list[int]:
     """Return the commands of the process `pid`, whoever their parent is by now."""
-    return [each for each in psutil.pids() if in_session(each, pid) and running(each)]
+    return [each for each in psutil.pids() if in_session(each, pid)]
 
 
 def running(pid: int) -> bool:
