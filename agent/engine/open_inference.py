@@ -210,13 +210,11 @@ def _describe_output(
     model: Model, asked: Inference, wanted: Wanted, array: Array, parts: list[bytes]
 ) -> dict[str, Any]:
     """Return an output's entry; what follows the JSON as bytes is added to `parts`."""
-    spec, labels = model.manifest.outputs[wanted.place], []
-    if asked.items and model.desk is not None:
-        spec = model.desk.teller.outputs[wanted.place]
-    elif wanted.place == model.scores:
-        labels = model.labels
+    desk = model.desk if asked.items else None
+    spec = (model.manifest if desk is None else desk.teller).outputs[wanted.place]
     datatype = spec.datatype
     if wanted.classes:
+        labels = model.labels if desk is None and wanted.place == model.scores else []
         array, datatype = highest(array, wanted.classes, labels), "BYTES"
     fields: dict[str, Any] = {"name": spec.name, "shape": array.shape, "datatype": datatype}
     if wanted.span is not None:

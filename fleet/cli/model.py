@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+class _Task(click.ParamType[str]):
+    """A kind of task, or the path of a file that declares one."""
+
+    name = "task"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the kind or the path."""
+        if value in ("classification", "tensor"):
+            return value
+        if not value.endswith(".toml"):
+            self.fail(f"expected classification, tensor or a .toml file, got {value!r}", param, ctx)
+        return str(_FILE.convert(value, param, ctx))
+
+
 @click.group(cls=Group)
 def model() -> None:
     """Releases: push, list, show."""
@@ -38,7 +52,12 @@ def model() -> None:
 @click.option("--version", type=click.IntRange(1), help="Else the next free one.")
 @click.option("--labels", type=_FILE, help="One label a line.")
 @click.option("--golden", type=_FILE, help="NumPy .npz with inputs and the expected outputs.")
-@click.option("--task", type=click.Choice(["classification", "tensor"]), help="What outputs mean.")
+@click.option(
+    "--task",
+    type=_Task(),
+    metavar="KIND|FILE",
+    help="What outputs mean: classification, tensor, or a .toml that says what apps may send too.",
+)
 @click.option("--description", default="", help="For people.")
 @click.option(
     "--source",

@@ -85,6 +85,10 @@ def release_show(release: ReleaseView, now: float) -> Lines:
 def _manifest_lines(manifest: Manifest) -> Lines:
     task = manifest.task
     what = f"{task.kind}, {task.scores_are} in {task.scores}" if task.scores else task.kind
+    if task.input is not None:
+        what += f"; apps send {task.input.kind} as {task.input.name}"
+    if manifest.stream is not None:
+        what += f"; apps send sound at {manifest.stream.rate_hz} Hz as {manifest.stream.name}"
     facts = [("task", what)]
     facts += [("input", _tensor(tensor)) for tensor in manifest.inputs]
     facts += [("output", _tensor(tensor)) for tensor in manifest.outputs]

@@ -12,10 +12,15 @@ from fleet.workshop.golden import MAX_GOLDEN_BYTES, Arrays, read_golden
 from fleet.workshop.labels import MAX_LABELS_BYTES, read_labels
 from fleet.workshop.model_file import ModelFile, listed
 from fleet.workshop.release_dir import check_classes, read_release
+from fleet.workshop.task_file import check_task, read_task
 from wire.manifest import TensorSpec
+from wire.stream import Stream
 from wire.task import Task
 
 __all__ = ["ReleaseDraft", "compose_release"]
+
+KINDS = ("classification", "tensor")
+"""What a task may be called where no file declares it."""
 
 _INTEGERS = ("int4", "uint4", "int8", "uint8", "int16")
 _TOLERANCE = 0.001
@@ -41,7 +46,8 @@ def compose_release(
 
     The name is by default that of the first file. The task is a classification when labels are
     given, or when the only output has a batch of two or more scores; else the outputs are
-    tensors without a meaning. Devices take the first variant they can run.
+    tensors without a meaning. `task` is a kind, or the path of a file that declares more. Devices
+    take the first variant they can run.
 
     Raises:
         ArtifactError: a file is missing, broken, or does not agree with the others.
@@ -85,12 +91,18 @@ def _compose(
     outputs = _public([model.outputs for model in models])
     classes = len(read_labels(labels)) if labels else None
     arrays = read_golden(golden.path, inputs, outputs, classes) if golden else None
+    declared, stream, beside = _declared(task, models, outputs, classes)
+    try:
+        declared.check(inputs, outputs, {each.file.name for each in beside})
+    except ValueError as error:
+        raise ArtifactError(f"{task}: {error}; correct it and push again") from error
     manifest = checked_manifest(
         {
             "model": name,
             "version": 1 if version is None else version,
             "description": description,
-            "task": _task(task, models, outputs, classes),
+            "task": declared,
+            "stream": stream,
             "inputs": inputs,
             "outputs": outputs,
             "variants": [
@@ -99,11 +111,13 @@ def _compose(
             ],
             "labels": labels.file if labels else None,
             "golden": golden.file if golden else None,
+            "files": [each.file for each in beside],
         }
     )
     if classes is not None:
         check_classes(manifest, classes)
-    extras = [each for each in (labels, golden) if each is not None]
+    check_task(task or "task", manifest, {each.file.name: each.content for each in beside})
+    extras = [each for each in (labels, golden, *beside) if each is not None]
     return ReleaseDraft(
         manifest=manifest,
         version_given=version is not None,
@@ -158,6 +172,20 @@ def _public(variants: list[tuple[TensorSpec, ...]]) -> list[TensorSpec]:
         spec.model_copy(update={"name": name})
         for spec, name in zip(variants[0], names, strict=True)
     ]
+
+
+def _declared(
+    asked: str | None, models: list[ModelFile], outputs: list[TensorSpec], classes: int | None
+) -> tuple[Task, Stream | None, list[Held]]:
+    """Return the task, the stream and the files that they need."""
+    if asked is None or asked in KINDS:
+        return _task(asked, models, outputs, classes), None, []
+    try:
+        guess = _task(None, models, outputs, classes)
+    except ArtifactError:
+        # The file may know which output it is, or that there are no classes.
+        guess = Task()
+    return read_task(Path(asked), guess)
 
 
 def _task(

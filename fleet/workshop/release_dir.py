@@ -8,6 +8,7 @@ from fleet.workshop.files import Held, hold, read_model
 from fleet.workshop.golden import read_golden
 from fleet.workshop.labels import read_labels
 from fleet.workshop.model_file import listed
+from fleet.workshop.task_file import check_task
 from wire.codec import MAX_DOCUMENT_BYTES, DecodeError, decode
 from wire.manifest import File, Manifest, TensorSpec, Variant
 
@@ -31,6 +32,8 @@ def read_release(folder: Path, *, name: str | None, version: int | None) -> Rele
     if manifest.golden is not None:
         golden = held[manifest.golden.digest].path
         read_golden(golden, manifest.inputs, manifest.outputs, classes)
+    contents = {file.name: held[file.digest].content for file in manifest.files}
+    check_task(MANIFEST, manifest, contents)
     return ReleaseDraft(
         manifest=changed(
             manifest, model=name or manifest.model, version=version or manifest.version
@@ -48,11 +51,18 @@ def check_classes(manifest: Manifest, labels: int) -> None:
     """
     scores = [output for output in manifest.outputs if output.name == manifest.task.scores]
     classes = scores[0].shape[-1] if scores and scores[0].shape else None
+    boxes = manifest.task.detection
+    if boxes is not None and boxes.classes is not None:
+        return
+    if boxes is not None and boxes.background and classes is not None and classes > 0:
+        classes -= 1
     if classes is None:
         raise ArtifactError(
             f"labels: expected a classification with scores among its outputs, got task "
             f"{manifest.task.kind}, scores {manifest.task.scores!r}; leave the labels out"
         )
+    if manifest.stream is not None and classes == 1:
+        classes = 2  # one score, from whose threshold on it is the second
     if classes not in (-1, labels):
         raise ArtifactError(
             f"labels: expected {classes}, one for every class of {manifest.task.scores!r}, got "

@@ -146,7 +146,7 @@ def decode(how: Detection, coded: Array, anchors: Array | None, places: Array) -
 
     `coded` (n, 4 + 2 x points) belongs to the anchors at `places`.
     """
-    pairs = coded.reshape(len(coded), -1, 2).astype(np.float64)
+    pairs = coded.reshape(len(coded), coded.shape[1] // 2, 2).astype(np.float64)
     if how.axes == "yx":
         pairs = pairs[..., ::-1]
     shapes: Array = pairs / how.centre_scale

@@ -1,0 +1,480 @@
+"""Real models answer pictures, texts and bytes, in each dialect that apps speak."""
+
+import base64
+import csv
+import gzip
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from PIL import Image
+
+from agent.control import Failed, Host, Load, Ready, Serve, ShadowTo
+from tests import found, tasks
+from tests.agent.engine.harness import Client, Listeners, engine, eventually
+from tests.agent.engine.task_release import TaskRelease
+from wire.twin import Reason
+
+SAMPLES = Path(__file__).parents[3] / "samples"
+FACE_BOX = (174, 76, 273, 175)
+"""Where the astronaut's face is, by four detectors and the eye."""
+
+
+def jpeg(picture: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=90, **options)
+    return buffer.getvalue()
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def astronaut() -> Image.Image:
+    return Image.open(io.BytesIO(found.astronaut())).convert("RGB")
+
+
+def share(box: Any, other: Any) -> float:
+    """Return what share of their union two boxes have in common."""
+    inner = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+    common = inner.clip(0).prod()
+    sizes = [(np.subtract(b[2:], b[:2])).prod() for b in (box, other)]
+    return float(common / (sum(sizes) - common))
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where one engine serves faces, file types and digits."""
+    folder = tmp_path_factory.mktemp("tasks")
+    listeners = Listeners(folder)
+    digits = [SAMPLES / f"digits-1/digits-int8.{kind}" for kind in ("onnx", "tflite")]
+    releases = [
+        TaskRelease(
+            folder / "faces",
+            "faces",
+            [found.face_model("short_range")],
+            tasks.write_face(folder / "of-faces"),
+        ),
+        TaskRelease(
+            folder / "types",
+            "types",
+            [found.magika() / "model.onnx"],
+            tasks.write_magika(folder / "of-types"),
+        ),
+    ]
+    for kind, file in zip(("onnx", "tflite"), digits, strict=True):
+        options = tasks.write_digits(folder / f"of-{kind}")
+        releases.append(TaskRelease(folder / kind, f"digits-{kind}", [file], options))
+    with engine(listeners) as started:
+        started.tell(Load([release.spec for release in releases]))
+        answer = started.hear()
+        assert isinstance(answer, Ready), answer
+        started.tell(Serve())
+        yield listeners.port
+    listeners.close()
+
+
+@pytest.fixture
+def client(port: int) -> Iterator[Client]:
+    opened = Client(port)
+    yield opened
+    opened.close()
+
+
+def ask(client: Client, model: str, body: bytes, media: str) -> Any:
+    answer = client.ask("POST", f"/v2/models/{model}/infer", body, {"Content-Type": media})
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def test_a_picture_as_it_is_gets_the_boxes_of_its_faces(client: Client) -> None:
+    answer = ask(client, "faces", found.astronaut(), "image/png")
+
+    [face] = answer["detections"]
+    assert (answer["model_name"], answer["width"], answer["height"]) == ("faces", 512, 512)
+    assert (face["label"], face["class"]) == ("face", 0)
+    assert face["score"] > 0.8
+    assert share(face["box"], FACE_BOX) > 0.8
+    assert len(face["points"]) == 6
+
+
+def test_boxes_are_right_on_pictures_of_every_shape(client: Client) -> None:
+    whole = astronaut()
+    for left, top, right, bottom in ((0, 0, 512, 300), (120, 0, 400, 512), (100, 20, 420, 260)):
+        for scale in (1, 2):
+            part = whole.crop((left, top, right, bottom))
+            part = part.resize((part.width * scale, part.height * scale))
+
+            answer = ask(client, "faces", jpeg(part), "image/jpeg")
+
+            assert (answer["width"], answer["height"]) == part.size
+            [face] = answer["detections"]
+            box = np.array(face["box"]) / scale + (left, top, left, top)
+            assert share(box, FACE_BOX) > 0.75, (left, top, scale)
+
+
+def test_a_picture_that_was_taken_sideways_is_turned_upright(client: Client) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be seen upright it is turned a quarter clockwise
+    sideways = astronaut().crop((0, 0, 512, 400)).transpose(Image.Transpose.ROTATE_90)
+
+    answer = ask(client, "faces", jpeg(sideways, exif=exif), "image/jpeg")
+
+    assert (answer["width"], answer["height"]) == (512, 400)
+    assert share(answer["detections"][0]["box"], FACE_BOX) > 0.75
+
+
+def test_several_faces_are_several_detections(client: Client) -> None:
+    face = astronaut().crop((120, 20, 330, 230))
+    pair = Image.new("RGB", (420, 210))
+    pair.paste(face, (0, 0))
+    pair.paste(face, (210, 0))
+
+    answer = ask(client, "faces", png(pair), "image/png")
+
+    boxes = sorted(each["box"] for each in answer["detections"])
+    assert len(boxes) == 2
+    assert boxes[0][2] < 210 < boxes[1][0]
+
+
+@pytest.mark.parametrize("picture", [found.cat, found.coffee])
+def test_a_picture_without_a_face_has_no_detections(client: Client, picture: Any) -> None:
+    assert ask(client, "faces", picture(), "image/png")["detections"] == []
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritonclient_sends_a_picture_as_bytes(port: int, binary: bool) -> None:
+    asked = triton.InferInput("image", [1], "BYTES")
+    asked.set_data_from_numpy(np.array([found.astronaut()], dtype=object))
+    names = ("boxes", "scores", "labels", "images", "points")
+    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
+    with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        answer = client.infer("faces", [asked], outputs=wanted, request_id="t-1")
+        empty = triton.InferInput("image", [1], "BYTES")
+        empty.set_data_from_numpy(np.array([found.cat()], dtype=object))
+        none = client.infer("faces", [empty], outputs=wanted)
+        described = client.get_model_metadata("faces")
+
+    assert answer.get_response()["id"] == "t-1"
+    assert share(answer.as_numpy("boxes")[0], FACE_BOX) > 0.8
+    assert answer.as_numpy("points").shape == (1, 6, 2)
+    assert answer.as_numpy("images").tolist() == [0]
+    assert [output["shape"][0] for output in none.get_response()["outputs"]] == [0] * len(names)
+    assert described["task"]["kind"] == "detection"
+    assert described["task"]["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+    assert described["inputs"][0]["datatype"] == "FP32"
+
+
+def test_a_picture_in_json_is_base64(client: Client) -> None:
+    encoded = base64.b64encode(found.astronaut()).decode()
+    given = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [encoded],
+             "parameters": {"content_type": "base64"}}  # fmt: skip
+
+    plain = client.ask("POST", "/v2/models/faces/infer", {"inputs": [given]}).json
+    rows = client.ask("POST", "/v1/models/faces:predict", {"instances": [{"b64": encoded}]}).json
+    columns = client.ask(
+        "POST", "/v1/models/faces:predict", {"inputs": {"image": [{"b64": encoded}]}}
+    ).json
+
+    outputs = {output["name"]: output["data"] for output in plain["outputs"]}
+    assert outputs["labels"] == ["face"]
+    assert share(np.array(outputs["boxes"]), FACE_BOX) > 0.8
+    [row] = rows["predictions"]
+    assert row["detections"][0]["box"] == pytest.approx(outputs["boxes"], abs=0.01)
+    assert columns["outputs"]["labels"] == ["face"]
+
+
+def test_a_detector_still_takes_tensors(client: Client) -> None:
+    image = np.asarray(astronaut().resize((128, 128)), np.float32) / 127.5 - 1
+    given = {"name": "input", "datatype": "FP32", "shape": [1, 128, 128, 3],
+             "data": image.ravel().tolist()}  # fmt: skip
+
+    answer = client.ask("POST", "/v2/models/faces/infer", {"inputs": [given]})
+
+    assert answer.status == 200, answer.body
+    shapes = {output["name"]: output["shape"] for output in answer.json["outputs"]}
+    assert shapes == {"regressors": [1, 896, 16], "classificators": [1, 896, 1]}
+
+
+def bomb(width: int, height: int) -> bytes:
+    """Return a PNG that says it is huge."""
+    head = bytearray(png(Image.new("L", (1, 1))))
+    head[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    import zlib
+
+    head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
+    return bytes(head)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "JPEG or PNG"),
+        (b"no picture at all", "JPEG or PNG"),
+        (b"GIF89a" + bytes(100), "JPEG or PNG"),
+        (found.astronaut()[:5000], "whole JPEG or PNG"),
+        (jpeg(Image.new("RGB", (300, 300)))[:200], "whole JPEG or PNG"),
+        (bomb(50_000, 50_000), "pixels"),
+        (bomb(2_000_000_000, 2_000_000_000), "pixels"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_the_reason(
+    client: Client, body: bytes, words: str
+) -> None:
+    answer = client.ask("POST", "/v2/models/faces/infer", body, {"Content-Type": "image/png"})
+
+    assert answer.status == 400, answer.body
+    assert words in answer.json["error"]
+    assert ask(client, "faces", found.astronaut(), "image/png")["detections"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"shape": [2]}, "expected 2 strings"),
+        ({"shape": [0]}, "shape"),
+        ({"shape": [1, 2]}, "shape"),
+        ({"shape": "1"}, "shape"),
+        ({"data": [7]}, "strings"),
+        ({"data": ["*"]}, "base64"),
+        ({"data": ["QUJD", "QUJD"], "shape": [2]}, "expected 1 to 1 pictures"),
+        ({"parameters": {"binary_data_size": 4}}, "one of data"),
+        ({"datatype": "FP32"}, "inputs: expected ['input']"),
+    ],
+)
+def test_malformed_items_are_refused(client: Client, change: dict[str, Any], words: str) -> None:
+    given = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["QUJD"],
+             "parameters": {"content_type": "base64"}, **change}  # fmt: skip
+
+    answer = client.ask("POST", "/v2/models/faces/infer", {"inputs": [given]})
+
+    assert answer.status == 400, answer.body
+    assert words in answer.json["error"]
+
+
+def test_feedback_and_windows_know_the_leading_detection(
+    tmp_path: Path, listeners: Listeners
+) -> None:
+    release = TaskRelease(
+        tmp_path / "release",
+        "faces",
+        [found.face_model("short_range")],
+        tasks.write_face(tmp_path / "task"),
+    )
+    with engine(listeners) as started:
+        started.tell(Load([release.spec]))
+        assert isinstance(started.hear(), Ready)
+        started.tell(Serve())
+        client = Client(listeners.port)
+        for id, picture, label in (
+            ("a", found.astronaut(), "face"),
+            ("b", found.cat(), "nothing"),
+            ("c", found.coffee(), "face"),
+        ):
+            headers = {"Content-Type": "image/png", "X-Request-Id": id}
+            answer = client.ask("POST", "/v2/models/faces/infer", picture, headers)
+            assert answer.json["id"] == id
+            told = client.ask("POST", "/v2/feedback", {"request_id": id, "label": label})
+            assert told.status == 200, told.body
+        refused = client.ask("POST", "/v2/feedback", {"request_id": "a", "label": "cat"})
+        [window] = started.report().windows
+        client.close()
+
+    assert refused.status == 400
+    assert window.counts["requests"] == 3
+    assert window.counts["predicted"] == {"0": 1, "1": 2}
+    assert (window.counts["labelled"], window.counts["correct"]) == (3, 2)
+    assert window.counts["confusion"] == {"0,0": 1, "1,1": 1, "0,1": 1}
+
+
+def test_a_challenger_prepares_the_very_picture_in_its_own_way(
+    tmp_path: Path, listeners: Listeners
+) -> None:
+    """The champion takes 128 pixels a side, the challenger 192: tensors of one do not fit."""
+    of_champion = tasks.write_face(tmp_path / "of-champion")
+    of_challenger = tasks.write_far_face(tmp_path / "of-challenger")
+    champion = TaskRelease(
+        tmp_path / "champion", "faces", [found.face_model("short_range")], of_champion
+    )
+    challenger = TaskRelease(
+        tmp_path / "challenger", "faces", [found.face_model("full_range")], of_challenger, version=2
+    )
+    path = str(tmp_path / "shadow.sock")
+    with engine(listeners) as ours, engine() as theirs:
+        for started, release in ((ours, champion), (theirs, challenger)):
+            started.tell(Load([release.spec]))
+            assert isinstance(started.hear(), Ready)
+        ours.tell(Serve())
+        theirs.tell(Host(path))
+        ours.tell(ShadowTo("faces", path, "faces@2"))
+        client = Client(listeners.port)
+
+        for picture in (found.astronaut(), found.cat(), found.coffee()):
+            ask(client, "faces", picture, "image/png")
+
+        tally = eventually(lambda: compared(client, 3))
+        client.close()
+
+    assert tally["errors"] == tally["dropped"] == tally["disagreements"] == 0
+
+
+def compared(client: Client, pairs: int) -> Any:
+    answer = client.ask("GET", "/v2/models/faces/shadow")
+    if (
+        answer.status != 200
+        or answer.json["tally"]["pairs"] + answer.json["tally"]["errors"] < pairs
+    ):
+        return None
+    return answer.json["tally"]
+
+
+def test_without_pillow_the_trial_says_what_is_missing(
+    tmp_path: Path, listeners: Listeners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device that was set up for other tasks."""
+    hiding = tmp_path / "hiding" / "PIL"
+    hiding.mkdir(parents=True)
+    (hiding / "__init__.py").write_text("raise ImportError('no Pillow here')\n")
+    monkeypatch.setenv("PYTHONPATH", str(hiding.parent))
+    release = TaskRelease(
+        tmp_path / "release",
+        "faces",
+        [found.face_model("short_range")],
+        tasks.write_face(tmp_path / "task"),
+    )
+
+    with engine(listeners) as started:
+        started.tell(Load([release.spec]))
+        failed = started.hear()
+
+    assert isinstance(failed, Failed)
+    assert failed.reason == Reason.NO_RUNTIME
+    assert "pip install 'farflung[vision]'" in failed.detail
+
+
+# ---- file types
+
+
+EXTENSIONS = {
+    "py": "python", "pyi": "python", "js": "javascript", "html": "html", "css": "css",
+    "png": "png", "jpg": "jpeg", "gif": "gif", "onnx": "onnx", "npy": "npy", "so": "elf",
+    "pyc": "pythonbytecode", "json": "json", "svg": "svg", "gz": "gzip", "toml": "toml",
+    "exe": "pebin", "zip": "zip", "csv": "csv", "c": "c", "h": "c", "tiff": "tiff", "whl": "zip",
+}  # fmt: skip
+
+
+def labelled_files(each: int) -> list[tuple[Path, str]]:
+    """Return files of the Python installation and its packages, up to `each` of an extension."""
+    roots = [Path(json.__file__).parents[1], found.package("numpy").parent]
+    taken: dict[str, list[Path]] = {}
+    for root in roots:
+        paths = itertools.islice(sorted(root.rglob("*.*")), 60_000)
+        for path in paths:
+            kind = path.suffix[1:]
+            if kind in EXTENSIONS and path.is_file() and 200 <= path.stat().st_size <= 4_000_000:
+                taken.setdefault(kind, []).append(path)
+    chosen = []
+    for kind, paths in sorted(taken.items()):
+        step = max(1, len(paths) // each)
+        chosen += [(path, EXTENSIONS[kind]) for path in paths[::step][:each]]
+    return chosen
+
+
+def test_file_types_are_told_of_the_bytes_and_rightly(client: Client) -> None:
+    files = labelled_files(each=15)
+    right = 0
+    wrong = []
+
+    for path, label in files:
+        answer = ask(client, "types", path.read_bytes(), "application/octet-stream")
+        best = answer["labels"][0]
+        right += best["label"] == label
+        if best["label"] != label:
+            wrong.append((path.name, best))
+
+    assert len({label for _, label in files}) >= 8
+    assert len(files) >= 100
+    assert right / len(files) >= 0.95, wrong
+
+
+def test_text_is_answered_in_every_dialect(client: Client) -> None:
+    text = "def add(one, other):\n    return one + other\n\n\nprint(add(1, 2))\n"
+    given = {"name": "content", "datatype": "BYTES", "shape": [2, 1], "data": [[text], [text]]}
+
+    plain = ask(client, "types", text.encode(), "text/plain; charset=utf-8")
+    tensors = client.ask("POST", "/v2/models/types/infer", {"id": "x", "inputs": [given]}).json
+    rows = client.ask("POST", "/v1/models/types:predict", {"instances": [text, text]}).json
+
+    assert plain["labels"][0]["label"] == "python"
+    assert [label["score"] for label in plain["labels"]] == sorted(
+        (label["score"] for label in plain["labels"]), reverse=True
+    )
+    outputs = {output["name"]: output for output in tensors["outputs"]}
+    assert outputs["label"]["shape"] == [2, 3]
+    assert outputs["label"]["data"][0] == outputs["label"]["data"][3] == "python"
+    assert [row["labels"][0]["label"] for row in rows["predictions"]] == ["python"] * 2
+
+
+def test_labels_are_renamed_as_the_release_says(client: Client) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, 5000, np.uint8).tobytes()
+
+    best = ask(client, "types", noise, "application/octet-stream")["labels"][0]
+
+    assert best["label"] == "unknown"
+
+
+def test_too_short_a_text_is_refused(client: Client) -> None:
+    answer = client.ask(
+        "POST", "/v2/models/types/infer", b"  abc \n" * 1, {"Content-Type": "text/plain"}
+    )
+
+    assert answer.status == 400
+    assert "at least 8 bytes beside white space" in answer.json["error"]
+
+
+# ---- digits
+
+
+def drawings(count: int) -> list[tuple[bytes, int]]:
+    """Return held-out digits as PNG, ink on paper, and which digits they are."""
+    text = gzip.decompress((SAMPLES / "heldout.csv.gz").read_bytes()).decode()
+    rows = [[int(cell) for cell in row] for row in csv.reader(io.StringIO(text))][:count]
+    pictures = []
+    for label, *ink in rows:
+        pixels = 255 - np.array(ink, np.float64).reshape(8, 8) * 255 / 16
+        # As an app's camera sees them: larger.
+        large = pixels.round().astype(np.uint8).repeat(5, axis=0).repeat(5, axis=1)
+        pictures.append((png(Image.fromarray(large)), label))
+    return pictures
+
+
+@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+def test_drawings_of_digits_are_read_as_well_as_their_tensors(client: Client, kind: str) -> None:
+    pictures = drawings(200)
+
+    right = 0
+    for picture, label in pictures:
+        answer = ask(client, f"digits-{kind}", picture, "image/png")
+        right += answer["labels"][0]["class"] == label
+
+    assert right / len(pictures) >= 0.95
+
+
+@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+def test_a_batch_of_drawings_is_one_request(client: Client, kind: str) -> None:
+    pictures = drawings(12)
+    instances = [{"b64": base64.b64encode(picture).decode()} for picture, _ in pictures]
+
+    answer = client.ask("POST", f"/v1/models/digits-{kind}:predict", {"instances": instances})
+
+    assert answer.status == 200, answer.body
+    best = [row["labels"][0]["class"] for row in answer.json["predictions"]]
+    assert sum(got == label for got, (_, label) in zip(best, pictures, strict=True)) >= 11
