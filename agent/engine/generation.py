@@ -149,6 +149,7 @@ class Generation:
         # Everything loaded stays until the end: nothing for the collector to walk through.
         gc.collect()
         gc.freeze()
+        memory.reuse()
         self._send(Ready([passed.loaded for passed in outcome.passed]))
 
     async def _host(self, order: Host) -> None:
