@@ -62,6 +62,7 @@ def test_health_and_metadata_read_as_the_protocol_says(asker: Client) -> None:
     assert asker.ask("GET", "/v2").json["extensions"] == [
         "binary_tensor_data",
         "classification",
+        "sequence",
         "statistics",
         "system_shared_memory",
     ]
