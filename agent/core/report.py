@@ -9,6 +9,8 @@ def report(state: AgentState) -> Reported:
     """Return what this device runs, as of now."""
     journal, settings = state.journal, state.settings
     engine = state.generation("serving")
+    # After a way back an engine may serve for a moment what is the champion no more.
+    held = {installed.manifest for installed in engine.models} if engine is not None else set()
     runtimes = engine.runtimes if engine is not None else {}
     fallbacks = engine.fallbacks if engine is not None else {}
     return Reported(
@@ -25,9 +27,9 @@ def report(state: AgentState) -> Reported:
                 version=champion.version,
                 manifest=champion.manifest,
                 variant=champion.variant,
-                runtime=runtimes.get(champion.model, ""),
+                runtime=runtimes.get(champion.model, "") if champion.manifest in held else "",
                 since=champion.since,
-                fallback=fallbacks.get(champion.model),
+                fallback=fallbacks.get(champion.model) if champion.manifest in held else None,
             )
             for champion in journal.champions.values()
         ),

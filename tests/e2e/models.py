@@ -49,6 +49,47 @@ def write_divider(path: Path, *, careful: bool) -> Path:
     return path
 
 
+def write_looper(path: Path, *, careful: bool) -> Path:
+    """Write a model that turns in a loop as often as its input says; if `careful`, never long."""
+    held = helper.make_tensor_value_info("held", TensorProto.INT64, [])
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["held", "step"], ["held_on"]),
+        ],
+        "turn",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            held,
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("held_on", TensorProto.INT64, []),
+        ],
+        [numpy_helper.from_array(np.array(1), "step")],
+    )
+    most = 1000 if careful else 2**62
+    _write(
+        path,
+        [
+            helper.make_node("Min", ["turns", "most"], ["few"]),
+            helper.make_node("ReduceMax", ["few"], ["count"], keepdims=0),
+            helper.make_node("Loop", ["count", "yes", "none"], ["done"], body=body),
+            helper.make_node("Mul", ["done", "one"], ["turned"]),
+        ],
+        inputs=[helper.make_tensor_value_info("turns", TensorProto.INT64, [None])],
+        output=helper.make_tensor_value_info("turned", TensorProto.INT64, [None]),
+        constants={
+            "most": np.array([most]),
+            "yes": np.array(True),
+            "none": np.array(0),
+            "one": np.array([1]),
+        },
+    )
+    return path
+
+
 def write_external(path: Path) -> Path:
     """Write a model whose weights lie in a file beside it."""
     write_big_model(path, 1)
