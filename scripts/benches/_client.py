@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from scripts.benches._common import CannotMeasureError
 
 Address = tuple[str, int] | Path
-Tensor = NDArray[np.float32]
+Tensor = NDArray[Any]
 ANSWER_S = 60.0
 BUFFER_BYTES = 1 << 20
 
@@ -80,15 +79,17 @@ def frame(tensor: Tensor) -> bytes:
     return tensor.nbytes.to_bytes(4, "little") + tensor.tobytes()
 
 
-def as_json(model: str, name: str, tensor: Tensor) -> bytes:
+def as_json(model: str, name: str, tensor: Tensor, datatype: str = "FP32") -> bytes:
     """Return a request of the Open Inference Protocol with the tensor in JSON."""
-    described = _described(name, tensor) | {"data": tensor.ravel().tolist()}
+    described = _described(name, tensor, datatype) | {"data": tensor.ravel().tolist()}
     return post(f"/v2/models/{model}/infer", json.dumps({"inputs": [described]}).encode())
 
 
-def as_binary(model: str, name: str, tensor: Tensor) -> bytes:
+def as_binary(model: str, name: str, tensor: Tensor, datatype: str = "FP32") -> bytes:
     """Return a request of the Open Inference Protocol with the tensor as bytes, both ways."""
-    described = _described(name, tensor) | {"parameters": {"binary_data_size": tensor.nbytes}}
+    described = _described(name, tensor, datatype) | {
+        "parameters": {"binary_data_size": tensor.nbytes}
+    }
     fields = {"inputs": [described], "parameters": {"binary_data_output": True}}
     text = json.dumps(fields).encode()
     return post(
@@ -129,5 +130,5 @@ def timed_us(call: Callable[[int], Any], argument: int) -> tuple[float, Any]:
     return (time.perf_counter_ns() - began) / 1000, answer
 
 
-def _described(name: str, tensor: Tensor) -> dict[str, Any]:
-    return {"name": name, "shape": list(tensor.shape), "datatype": "FP32"}
+def _described(name: str, tensor: Tensor, datatype: str = "FP32") -> dict[str, Any]:
+    return {"name": name, "shape": list(tensor.shape), "datatype": datatype}
