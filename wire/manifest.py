@@ -82,8 +82,8 @@ class Requires(Part):
     custom_operators: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
     """Machine names as in `uname -m`; empty: any."""
-    runtimes: dict[str, str] = {}
-    """Runtimes that may run it -> their oldest version; empty: any that reads the format."""
+    runtimes: dict[str, str] | None = None
+    """Runtimes that may run it -> their oldest version; None: any that reads the format."""
     memory_bytes: Annotated[int, Field(ge=0)] | None = None
     """Estimate of the peak that one run takes beyond an engine without a model."""
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
 from fleet.workshop.errors import ArtifactError
+from fleet.workshop.memory import Step, most_alive, peak_bytes
 from fleet.workshop.model_file import ModelFile, precision_of
 from wire.manifest import Datatype, Quantization, Requires, TensorSpec
 
@@ -28,6 +29,9 @@ _DATATYPES: dict[int, Datatype] = {
     TensorProto.DOUBLE: "FP64",
     TensorProto.STRING: "BYTES",
 }
+_PACKED = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.BFLOAT16: 16}
+"""Bits of elements that NumPy has no type for."""
+
 _PRECISIONS = {"float": "float32", "double": "float64"}
 
 _STANDARD = frozenset({"", "ai.onnx.ml", "com.microsoft"})
@@ -159,12 +163,41 @@ def _model_file(name: str, model: onnx.ModelProto) -> ModelFile:
                 for opset in sorted(model.opset_import, key=lambda opset: str(opset.domain))
             },
             custom_operators=tuple(sorted(custom)),
+            memory_bytes=_memory(model),
         ),
         inputs=graph.inputs(),
         outputs=graph.outputs(),
         probabilities=graph.probabilities(),
         precision=_precision(model),
     )
+
+
+def _memory(model: onnx.ModelProto) -> int:
+    weights = sum(_bytes_of(tensor.data_type, tensor.dims) for tensor in _tensors(model))
+    # What cannot be inferred counts nothing: the weights are most of it anyway.
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        graph = model.graph
+    sizes = {
+        value.name: _bytes_of(
+            value.type.tensor_type.elem_type,
+            (max(dimension.dim_value, 1) for dimension in value.type.tensor_type.shape.dim),
+        )
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    constants = {tensor.name for tensor in graph.initializer}
+    steps = [Step(node.input, node.output) for node in graph.node]
+    inputs = [value.name for value in graph.input if value.name not in constants]
+    outputs = [value.name for value in graph.output]
+    return peak_bytes(weights, most_alive(steps, sizes, inputs, outputs))
+
+
+def _bytes_of(data_type: int, dims: Iterable[int]) -> int:
+    if data_type not in _DATATYPES and data_type not in _PACKED:
+        return 0
+    bits = _PACKED.get(data_type) or 8 * onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
+    return (math.prod(dims) * bits + 7) // 8
 
 
 def _domain(domain: str) -> str:

@@ -105,10 +105,12 @@ def _check_variant(variant: Variant, held: Held) -> None:
     ):
         if _nameless(stated) != _nameless(read):
             raise _differs(held, kind, listed(stated), listed(read))
-    # A model file does not know what machines it is for.
-    stated_needs = variant.requires.model_copy(update={"architectures": ()})
-    if model.requires != stated_needs:
-        raise _differs(held, "requirements", stated_needs, model.requires)
+    # A model file does not know what machines and runtimes it is for; its memory is an estimate.
+    unknown: dict[str, object] = {"architectures": (), "runtimes": None, "memory_bytes": None}
+    stated_needs = variant.requires.model_copy(update=unknown)
+    read_needs = model.requires.model_copy(update=unknown)
+    if read_needs != stated_needs:
+        raise _differs(held, "requirements", stated_needs, read_needs)
 
 
 def _differs(held: Held, what: str, expected: object, got: object) -> ArtifactError:

@@ -13,6 +13,7 @@ import tflite
 
 from fleet.workshop.errors import ArtifactError
 from fleet.workshop.flatbuffer import BrokenBufferError, Buffer, Table
+from fleet.workshop.memory import Step, most_alive, peak_bytes
 from fleet.workshop.model_file import ModelFile, precision_of
 from wire.manifest import Datatype, Quantization, Requires, TensorSpec
 
@@ -122,6 +123,7 @@ def _model(name: str, model: Table, file_bytes: int) -> ModelFile:
                 for operator in sorted({operator for operator, _ in operators} - {_CUSTOM})
             },
             custom_operators=tuple(sorted(custom)),
+            memory_bytes=peak_bytes(sum(buffers), max(graph.most_alive() for graph in graphs)),
         ),
         inputs=inputs,
         outputs=outputs,
@@ -192,9 +194,11 @@ class _Graph:
         self.elements = [_element(table, buffers) for table in graph.tables(0)]
         self.inputs = self._places(graph.numbers(1, "i"))
         self.outputs = self._places(graph.numbers(2, "i"))
+        self._steps: list[Step[int]] = []
         self._makers: dict[int, _Operator] = {}
         for table in graph.tables(3):
             operator = self._operator(table, codes, file_bytes)
+            self._steps.append(Step(operator.inputs, operator.outputs))
             self._makers |= dict.fromkeys(operator.outputs, operator)
 
     def _places(self, places: tuple[int, ...], *, optional: bool = False) -> tuple[int, ...]:
@@ -226,6 +230,15 @@ class _Graph:
             if element.is_constant:
                 counts[element.type.lower()] += math.prod(element.shape)
         return counts
+
+    def most_alive(self) -> int:
+        """Return the most bytes of tensors needed at one time; of any size counts as one row."""
+        sizes = {
+            place: (math.prod(max(size, 1) for size in element.shape) * bits + 7) // 8
+            for place, element in enumerate(self.elements)
+            if not element.is_constant and (bits := _BITS.get(element.type))
+        }
+        return most_alive(self._steps, sizes, self.inputs, self.outputs)
 
     def tensor(self, file: str, place: int, aliases: dict[int, str]) -> TensorSpec:
         """Return an input or output of the model."""
