@@ -211,6 +211,8 @@ class EngineConfig(_Table):
     """Of onnxruntime, such as "OpenVINO", tried in this order before the processor."""
     delegates: Accelerators = ()
     """Libraries of TFLite delegates, such as "libedgetpu.so.1", tried before the processor."""
+    shadow_cpu_percent: Annotated[int, Field(ge=1, le=100)] = 25
+    """Of one core, what a challenger on probation may take beside the champion."""
     start_timeout_s: Seconds = 60
     invoke_timeout_s: Seconds = 30
     """A single run of a model that takes longer is ended, and counts as a crash."""

@@ -198,6 +198,8 @@ class StartEngine:
     golden: bool
     background: bool
     """Low priority until it serves: a champion is answering meanwhile."""
+    memory_bytes: int = 0
+    """What it may take beyond its own code until it serves; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ holds open, until the new one answers.
 """
 
 from agent.core.actions import MeasureMemory
-from agent.core.state import Installed
+from agent.core.state import AgentState, Installed
 from agent.core.turn import Turn
 
 MEBIBYTE = 1024 * 1024
@@ -43,3 +43,10 @@ def lacking_beside(turn: Turn, models: tuple[Installed, ...]) -> str | None:
         f"{measured.available_bytes // MEBIBYTE} MiB are available and "
         f"{reserve // MEBIBYTE} MiB of them reserved"
     )
+
+
+def left_for_trial(state: AgentState) -> int:
+    """Return what a challenger may take before the champion suffers; 0: there is none."""
+    if state.memory is None or state.generation("serving") is None:
+        return 0
+    return max(state.memory.available_bytes - state.settings.memory_reserve_bytes, MEBIBYTE)

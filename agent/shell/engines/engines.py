@@ -92,6 +92,7 @@ class Engines:
             models=list(order.models),
             threads=self._config.threads,
             memory_bytes=self._config.memory_mb * MEBIBYTE,
+            trial_bytes=order.memory_bytes,
             golden=order.golden,
             nice=max(BACKGROUND_NICE, self._config.nice) if order.background else 0,
             invoke_s=self._config.invoke_timeout_s,
@@ -130,7 +131,7 @@ class Engines:
             return
         if not challenger.shadow_path:
             challenger.shadow_path = str(self._run_dir / f"shadow-{order.challenger}.sock")
-            challenger.send(control.Host(challenger.shadow_path))
+            challenger.send(control.Host(challenger.shadow_path, self._config.shadow_cpu_percent))
         self._tell(
             order.champion,
             control.ShadowTo(order.model, challenger.shadow_path, order.release),

@@ -282,7 +282,12 @@ def test_a_challenger_hosts_before_the_champion_is_sent_to_it(
     told = [r.getMessage() for r in caplog.records if "[" not in r.getMessage()]
     shadow = f"engine 1: ShadowTo(model='digits', path='{path}', challenger='{release}')"
     assert sorted(told) == sorted(
-        [f"engine 2: Host(path='{path}')", shadow, shadow, "engine 1: ShadowStop(model='digits')"]
+        [
+            f"engine 2: Host(path='{path}', cpu_percent=25)",
+            shadow,
+            shadow,
+            "engine 1: ShadowStop(model='digits')",
+        ]
     )
 
 
