@@ -87,13 +87,14 @@ class ByteReader(TextReader):
             head = self._width
         block = given.block or len(item)
         first, last = item[:block], item[max(0, len(item) - block) :]
-        if given.strip:
-            first, last = first.lstrip(), last.rstrip()
-        if len(first) < given.shortest:
+        length = len(first.strip() if given.strip else first)
+        if length < given.shortest:
             raise TensorError(
                 f"input {self.name}: expected at least {given.shortest} bytes"
-                f"{' beside white space' if given.strip else ''}, got {len(first)}"
+                f"{' beside white space' if given.strip else ''}, got {length}"
             )
+        if given.strip:
+            first, last = first.lstrip(), last.rstrip()
         row: Array = np.full(head + tail, given.pad, np.int64)
         first, last = first[:head], last[max(0, len(last) - tail) :]
         row[: len(first)] = np.frombuffer(first, np.uint8)
