@@ -188,9 +188,14 @@ class Client:
             rows = [rows]
         return Guesses(answer.id, [[_guess(text) for text in row] for row in rows])
 
-    def feedback(self, id: str, label: Any, *, model: str | None = None) -> None:
-        """Say what was true: the class, by label or index, or a list with one for each row."""
-        fields = {"request_id": id, "label": label}
+    def feedback(
+        self, id: str, label: Any = None, *, value: Any = None, model: str | None = None
+    ) -> None:
+        """Say what was true: the class, by label or index, or a list with one for each row.
+
+        Where a model answers numbers, it is the `value` of its first output, in the same form.
+        """
+        fields = {"request_id": id, **({"label": label} if value is None else {"value": value})}
         self._json("POST", "/v2/feedback", fields if model is None else {**fields, "model": model})
 
     def _question(

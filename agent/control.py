@@ -171,7 +171,8 @@ class Window:
     end: int
     counts: dict[str, Any]
     """requests, errors, drops, latency {bin: n}, predicted, confidence, labelled, correct,
-    confusion, orphan_labels, and shadow {challenger, pairs, ...}: the increments."""
+    confusion, orphan_labels, value_errors {bins: {bin: n}}, and shadow {challenger, pairs, ...}:
+    the increments."""
 
 
 @dataclass(frozen=True, slots=True)

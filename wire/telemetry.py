@@ -22,6 +22,8 @@ Class = Annotated[int, Field(ge=0, le=2**31 - 1)]
 class Histogram(Part):
     """Counts over logarithmic bins: bin i holds values in (gamma^(i-1), gamma^i] microseconds.
 
+    A field may say that it counts millionths of something else.
+
     Source: Masson, Rim and Lee 2019, "DDSketch".
     """
 
@@ -104,6 +106,8 @@ class ScoreWindow(Document):
     """`true,predicted` -> count."""
     orphan_labels: Count = 0
     """Labels for requests that are not, or no longer, remembered."""
+    value_errors: Histogram | None = None
+    """How far numbers were from the true ones, in millionths; None when nobody told."""
     shadow: Shadow | None = None
 
 

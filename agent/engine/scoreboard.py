@@ -5,6 +5,7 @@ from typing import Any
 
 from agent.control import ModelSpec, Window
 from agent.engine.comparison import Outcome
+from agent.engine.values import Values
 from wire.telemetry import Histogram
 
 MAX_REMEMBERED = 8192
@@ -31,6 +32,8 @@ class Scoreboard:
         self._start = now
         self._remembered: OrderedDict[str, Outcome] = OrderedDict()
         self._rows = 0
+        self.values = Values()
+        """True values of answers that have no classes."""
         self._clear()
 
     def _clear(self) -> None:
@@ -98,7 +101,7 @@ class Scoreboard:
 
     def remembers(self, id: str) -> bool:
         """Whether a label for this request would find it."""
-        return id in self._remembered
+        return id in self._remembered or self.values.remembers(id)
 
     def take(self, now: int, shadow: dict[str, Any] | None) -> Window | None:
         """Return the counts since the last time, or None if nothing happened; start anew."""
@@ -114,6 +117,8 @@ class Scoreboard:
             "confusion": self._confusion,
             "orphan_labels": self._orphan_labels,
         }
+        if errors := self.values.take():
+            counts["value_errors"] = {"bins": errors}
         if shadow is not None:
             counts["shadow"] = shadow
         elif not any(counts.values()):

@@ -75,7 +75,9 @@ class Served:
             HttpError: they are no classes of this model.
         """
         if self.model.classes is None:
-            raise bad_request(f"model {self.model.spec.model} has no classes to label")
+            raise bad_request(
+                f"model {self.model.spec.model} has no classes to label: post its true value"
+            )
         items = given if isinstance(given, list) else [given]
         if not items:
             raise bad_request("label: expected a class for every row, got none")

@@ -364,12 +364,16 @@ class Api:
         if not isinstance(id, str) or not id:
             raise bad_request("request_id: expected the id of an answered request")
         served = self._served_for(fields.get("model"), id)
+        name = served.model.spec.model
+        if served.model.classes is None and "value" in fields:
+            count = served.board.values.compare(id, fields["value"])
+            return _json({"request_id": id, "model": name, "compared": count})
         labels = served.read_labels(fields.get("label"))
         try:
             served.board.label(id, labels)
         except UnknownRequestError:
             raise HttpError(404, f"request {id[:80]!r} is not, or no longer, remembered") from None
-        return _json({"request_id": id, "model": served.model.spec.model, "labelled": len(labels)})
+        return _json({"request_id": id, "model": name, "labelled": len(labels)})
 
     def _served_for(self, name: Any, id: str) -> Served:
         """Return the model that a label is for: the named one, or the one that knows the id."""
@@ -471,6 +475,8 @@ def _answer(job: _Job, turn: Turn) -> Response:
         raise _failed(job, error) from error
     written_at = time.perf_counter()
     outcome = served.board.answered(job.id, (written_at - came_at) * 1e6, classes, tops)
+    if served.model.classes is None:
+        served.board.values.answered(job.id, turn.outputs[0])
     job.statistics.answered(
         Course(came_at, job.read_at, turn.began_at, turn.ended_at, written_at), job.rows
     )

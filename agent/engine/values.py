@@ -1,0 +1,100 @@
+"""How far numbers that a model answered were from those that turned out to be true."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agent.engine.errors import HttpError, bad_request
+from agent.engine.runtimes import Array
+from wire.telemetry import Histogram
+
+MAX_VALUES = 64
+"""Of one answer; larger ones are not remembered."""
+
+MAX_REMEMBERED = 8192
+MAX_REMEMBERED_VALUES = 8 * MAX_REMEMBERED
+_PARTS = 1e6
+"""Errors are counted in millionths, as latencies are in microseconds."""
+
+_WORST = 1e17
+
+
+@dataclass(slots=True)
+class _Answer:
+    values: Array
+    """FP64, flat."""
+    compared: bool = False
+
+
+class Values:
+    """Answers by request id; true values join them once each, in any order, and are counted."""
+
+    def __init__(self) -> None:
+        self._remembered: OrderedDict[str, _Answer] = OrderedDict()
+        self._size = 0
+        self._errors: dict[int, int] = {}
+
+    def answered(self, id: str, output: Array) -> None:
+        """Remember an answer, as long as there is room."""
+        if output.dtype.kind not in "iuf" or output.size > MAX_VALUES:
+            return
+        if (earlier := self._remembered.pop(id, None)) is not None:
+            self._size -= earlier.values.size
+        self._remembered[id] = _Answer(output.ravel().astype(np.float64))
+        self._size += output.size
+        while len(self._remembered) > MAX_REMEMBERED or self._size > MAX_REMEMBERED_VALUES:
+            _, oldest = self._remembered.popitem(last=False)
+            self._size -= oldest.values.size
+
+    def remembers(self, id: str) -> bool:
+        """Whether a true value for this request would find its answer."""
+        return id in self._remembered
+
+    def compare(self, id: str, given: Any) -> int:
+        """Count how far an answer was from its true values; return how many there were.
+
+        Raises:
+            HttpError: the answer is not remembered, was compared before, or is of another size.
+        """
+        true = _numbers(given)
+        answer = self._remembered.get(id)
+        if answer is None:
+            raise HttpError(
+                404,
+                f"request {id[:80]!r} is not, or no longer, remembered with an answer of up to "
+                f"{MAX_VALUES} numbers",
+            )
+        if answer.compared:
+            raise bad_request(f"request {id[:80]}: expected one value, got another after the first")
+        if true.size != answer.values.size:
+            raise bad_request(
+                f"value: expected {answer.values.size} numbers as in the answer, got {true.size}"
+            )
+        answer.compared = True
+        # A model may have answered NaN or infinity; from there on all errors are alike.
+        errors = np.nan_to_num(np.abs(true - answer.values) * _PARTS, nan=_WORST, posinf=_WORST)
+        for error in np.minimum(errors, _WORST).tolist():
+            place = Histogram.bin_of(error)
+            self._errors[place] = self._errors.get(place, 0) + 1
+        return int(true.size)
+
+    def take(self) -> dict[int, int]:
+        """Return the errors since the last time, bins and counts, and start anew."""
+        taken, self._errors = self._errors, {}
+        return taken
+
+
+def _numbers(given: Any) -> Array:
+    try:
+        array = np.array(given)
+    except (ValueError, OverflowError):
+        raise bad_request(
+            "value: expected a number or lists of numbers, got ragged lists"
+        ) from None
+    if array.dtype.kind not in "iuf" or not array.size or not np.isfinite(array).all():
+        raise bad_request(
+            f"value: expected a finite number, or lists of them, got {str(given)[:80]!r}"
+        )
+    return array.ravel().astype(np.float64)
