@@ -278,8 +278,8 @@ class Daemon:
                 self._engines.stop_shadow(model, champion)
             case do.AskScores(generation, windows):
                 self._engines.ask_scores(generation, windows)
-            case do.DrainEngine(generation):
-                self._engines.drain(generation)
+            case do.DrainEngine(generation, streams):
+                self._engines.drain(generation, streams=streams)
             case do.KillEngine(generation):
                 self._engines.kill(generation)
 

@@ -241,6 +241,8 @@ class DrainEngine:
     """Let a generation finish what it has and exit."""
 
     generation: int
+    streams: bool = False
+    """Open streams may go on there for a while: another generation serves beside it."""
 
 
 @dataclass(frozen=True, slots=True)

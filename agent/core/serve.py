@@ -131,7 +131,7 @@ def take_over(turn: Turn, number: int) -> None:
     turn.do(ServeEngine(number))
     if old is not None:
         change(turn, old.number, role="ending")
-        turn.do(DrainEngine(old.number))
+        turn.do(DrainEngine(old.number, streams=True))
     turn.state.restart_at = None
     turn.state.making_way = ""
     turn.state.settled_at = turn.now.mono + STABLE_S

@@ -141,7 +141,7 @@ class HttpServer:
         while (waited := time.monotonic() - began) < deadline_s:
             if not self.connections and not self._arriving:
                 return
-            self.holding = waited < min(streams_s, deadline_s - idle_until)
+            self.holding = waited < min(streams_s, deadline_s - 2 * idle_until)
             if waited >= idle_until:
                 for connection in list(self.connections):
                     connection.close_if_idle()

@@ -42,8 +42,8 @@ class Model:
         finally:
             blame.end(loading)
         self.finite_only = _finite_only(self.variant, path)
-        self._in_order = _order("input", self.variant.inputs, self.runtime.inputs)
-        self._out_order = _order("output", self.variant.outputs, self.runtime.outputs)
+        self._in_order = _order("input", self.variant, self.variant.inputs, self.runtime.inputs)
+        self._out_order = _order("output", self.variant, self.variant.outputs, self.runtime.outputs)
         self._row_by_row = _one_row_only(self.manifest, self.variant, self.runtime)
         self.scores = _scores_output(self.manifest)
 
@@ -279,9 +279,14 @@ def _labels(manifest: Manifest, spec: ModelSpec) -> list[str]:
     return text.splitlines()
 
 
-def _order(kind: str, wanted: tuple[TensorSpec, ...], ports: tuple[Port, ...]) -> list[int]:
+def _order(
+    kind: str, variant: Variant, wanted: tuple[TensorSpec, ...], ports: tuple[Port, ...]
+) -> list[int]:
     """Return for each tensor of the manifest's variant its place in the model file."""
     places = {port.name: place for place, port in enumerate(ports)}
+    if variant.format == "tflite" and set(places).isdisjoint(spec.name for spec in wanted):
+        # The manifest has the names of the file's signature, and the order of its tensors.
+        places = {spec.name: place for place, spec in enumerate(wanted)}
     if len(ports) != len(wanted) or set(places) != {spec.name for spec in wanted}:
         raise CannotRunError(
             Reason.BAD_MANIFEST,

@@ -327,7 +327,6 @@ class ShadowHost:
             return _pack(outputs)
         return {"classes": lane.model.classify(outputs)[0]}, []
 
-
     async def _answer_part(
         self, header: dict[str, Any], raw: memoryview, streams: dict[str, Streams]
     ) -> tuple[dict[str, Any], list[bytes]]:

@@ -185,7 +185,12 @@ def _declared(
     except ArtifactError:
         # The file may know which output it is, or that there are no classes.
         guess = Task()
-    return read_task(Path(asked), guess)
+    task, stream, held = read_task(Path(asked), guess)
+    if stream is not None and task.kind == "classification" and task.scores is None:
+        states = {carry.output for carry in stream.carries}
+        visible = [output.name for output in outputs if output.name not in states]
+        task = task.model_copy(update={"scores": visible[0] if visible else None})
+    return task, stream, held
 
 
 def _task(

@@ -128,13 +128,13 @@ class Child:
         except OSError:
             return  # it has ended; its thread says so
 
-    def drain(self, deadline_s: float, grace_s: float) -> None:
+    def drain(self, deadline_s: float, grace_s: float, streams_s: float = 0.0) -> None:
         """Let it finish what it has; kill it when it takes longer."""
         if self._drain_timer is None:
             self._drain_timer = threading.Timer(deadline_s + grace_s, self.kill)
             self._drain_timer.daemon = True
             self._drain_timer.start()
-            self.send(control.Drain(deadline_s))
+            self.send(control.Drain(deadline_s, streams_s))
 
     def kill(self) -> None:
         """End the process now."""

@@ -145,11 +145,15 @@ class Engines:
         """Ask for counts; ScoresCame follows."""
         self._tell(generation, control.Report(windows))
 
-    def drain(self, generation: int) -> None:
-        """Let a generation finish and exit; it is killed when that takes too long."""
+    def drain(self, generation: int, *, streams: bool = False) -> None:
+        """Let a generation finish and exit; it is killed when that takes too long.
+
+        With `streams` its clients may go on with those that are open, while there is time.
+        """
         child = self._children.get(generation)
         if child is not None:
-            child.drain(*self._drain_s)
+            deadline_s, grace_s = self._drain_s
+            child.drain(deadline_s, grace_s, deadline_s if streams else 0.0)
 
     def kill(self, generation: int) -> None:
         """End a generation now."""
