@@ -4,7 +4,7 @@ import itertools
 import secrets
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 from agent.pipelines.counts import Counts
@@ -15,6 +15,7 @@ MAX_QUEUED_BYTES = 32 * 1024 * 1024
 LOOK_S = 0.5
 """How often a thread that waits looks whether it is to stop."""
 
+MAX_STREAMS = 256
 QUEUE_FULL = "queue full"
 
 
@@ -33,6 +34,12 @@ class Frame:
     """The request's, by which an app may send a label later."""
     at: float
     """Unix seconds when it came."""
+    stream: str
+    """What it is a part of: to a model that listens, frames of one stream are one sound."""
+    number: int
+    """Its place in the stream, from 1; a gap is a frame that was dropped."""
+    last: bool = False
+    """Whether the stream ends with it."""
 
 
 class Buffer:
@@ -46,23 +53,33 @@ class Buffer:
         self._counts = counts
         self._stop = stop
         self._run = secrets.token_hex(4)
-        self._numbers = itertools.count(1)
+        self._count = itertools.count(1)
+        self._numbers: OrderedDict[str, int] = OrderedDict()
+        """Stream -> number of its latest frame; the stalest stream is forgotten."""
         self._frames: deque[Frame] = deque()
         self._bytes = 0
         self._closed = False
         self._changed = threading.Condition()
 
-    def put(self, payload: bytes, source: str) -> None:
-        """Add a frame: wait for room, or let the oldest or this one go.
+    def put(self, payload: bytes, source: str, stream: str) -> None:
+        """Add a frame of a stream: wait for room, or let the oldest or this one go.
 
         Raises:
             Stopping: there will be no room any more.
         """
         self._counts.took()
+        number = self._number(stream)
         if len(payload) > MAX_FRAME_BYTES:
             self._counts.failed("too large")
             return
-        frame = Frame(payload, source, f"{self._run}-{next(self._numbers)}", time.time())
+        frame = Frame(
+            payload,
+            source,
+            f"{self._run}-{next(self._count)}",
+            time.time(),
+            f"{self._run}-{stream}",
+            number,
+        )
         with self._changed:
             while self._full(frame):
                 if self._when_full == "wait":
@@ -89,6 +106,13 @@ class Buffer:
             self._bytes -= len(frame.payload)
             self._changed.notify_all()
             return frame
+
+    def _number(self, stream: str) -> int:
+        number = self._numbers.pop(stream, 0) + 1
+        self._numbers[stream] = number
+        if len(self._numbers) > MAX_STREAMS:
+            self._numbers.popitem(last=False)
+        return number
 
     def close(self) -> None:
         """Let nobody wait any more."""

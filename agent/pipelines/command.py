@@ -131,6 +131,7 @@ class CommandSource:
         self._frames = plan.frames
         self._buffer = buffer
         self._counts = counts
+        self._starts = 0
         self._closed = threading.Event()
         self._command: Command | None = None
         self._thread = threading.Thread(target=self._run, name=f"{pipeline}-source", daemon=True)
@@ -195,12 +196,14 @@ class CommandSource:
 
     def _read(self, command: Command) -> None:
         cut = cutter(self._frames)
+        self._starts += 1
+        stream = str(self._starts)
         name = os.path.basename(self._argv[0])  # noqa: PTH119
         while data := os.read(command.pipe.fileno(), READ_BYTES):
             for payload in cut.feed(data):
-                self._buffer.put(payload, name)
+                self._buffer.put(payload, name, stream)
         for payload in cut.end():
-            self._buffer.put(payload, name)
+            self._buffer.put(payload, name, stream)
 
 
 class CommandSink:

@@ -154,7 +154,7 @@ class DirectorySource:
         key = f"{self._pipeline}\0{name}\0{mark}".encode("utf-8", "surrogateescape")
         id = hashlib.blake2b(key, digest_size=10).hexdigest()
         self._taken[id] = (name, mark)
-        return Frame(payload, name, id, time.time())
+        return Frame(payload, name, id, time.time(), stream=id, number=1, last=True)
 
     def _give_up(self, name: str, mark: Mark, reason: str, text: str) -> None:
         self._counts.took()

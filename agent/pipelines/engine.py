@@ -10,11 +10,12 @@ import json
 import math
 import socket
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from agent.pipelines.buffer import Frame, Stopping
+from agent.pipelines.buffer import MAX_STREAMS, Frame, Stopping
 from agent.pipelines.plan import Input
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
@@ -152,11 +153,36 @@ def _open(address: str) -> http.client.HTTPConnection:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """The model's one input."""
+    """An input."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Takes:
+    """What the model takes: tensors, and where its task has it, a picture, text or row."""
+
+    tensors: tuple[_Tensor, ...]
+    items: _Tensor | None
+
+    def choose(self, input: Input) -> tuple[_Tensor, Input]:
+        """Return the input that frames become, and how.
+
+        Raises:
+            _Absent: they cannot become one.
+        """
+        item = self.items
+        if item is not None and input in ("auto", "bytes"):
+            return item, "bytes"
+        if len(self.tensors) != 1:
+            names = [tensor.name for tensor in self.tensors]
+            raise _Absent(f"expected a model with one input, got {names}")
+        [tensor] = self.tensors
+        if input == "auto":
+            input = "bytes" if tensor.datatype == "BYTES" else "raw"
+        return tensor, input
 
 
 class _UnfitError(ValueError):
@@ -170,7 +196,9 @@ class Model:
         self._connection = connection
         self._name = name
         self._input = input
-        self._tensor: _Tensor | None = None
+        self._takes: _Takes | None = None
+        self._heard: OrderedDict[str, int] = OrderedDict()
+        """Stream -> number of the latest frame that the model has heard of it."""
 
     def ask(self, frame: Frame) -> Outcome:
         """Put a frame to the model once.
@@ -178,7 +206,7 @@ class Model:
         Raises:
             Stopping: this process ends.
         """
-        known = self._tensor
+        known = self._takes
         try:
             if known is None:
                 self._learn()
@@ -186,13 +214,15 @@ class Model:
             if isinstance(outcome, Refused) and known is not None:
                 # Perhaps another release serves by now, which takes something else.
                 self._learn()
-                if self._tensor != known:
+                if self._takes != known:
                     outcome = self._ask(frame)
         except (ConnectionRefusedError, FileNotFoundError) as error:
             return Later(f"nobody listens for {self._name}: {error.strerror}")
         except _Absent as absent:
+            self._takes = None
             return Later(str(absent))
         except _BROKEN as error:
+            self._heard.clear()
             said = f"the engine ended with the request: {error or type(error).__name__}"
             return Later(said, ours=True)
         return outcome
@@ -203,35 +233,53 @@ class Model:
         Raises:
             _Absent: there is no such model, or it is none for pipelines.
         """
-        self._tensor = None
+        self._takes = None
         status, body = self._connection.ask("GET", f"/v2/models/{self._name}")
         if status != 200:
             raise _Absent(_error(status, body))
-        inputs = json.loads(body)["inputs"]
-        if len(inputs) != 1:
-            names = [each["name"] for each in inputs]
-            raise _Absent(f"model {self._name}: expected one with one input, got {names}")
-        [it] = inputs
-        self._tensor = _Tensor(it["name"], it["datatype"], tuple(it["shape"]))
+        told = json.loads(body)
+        items = _tensors(told.get("task", {}).get("inputs", []))
+        self._takes = _Takes(_tensors(told["inputs"]), items[0] if items else None)
 
     def _ask(self, frame: Frame) -> Outcome:
-        assert self._tensor is not None
+        assert self._takes is not None
         try:
-            head, payload = _question(self._tensor, self._input, frame)
+            fields, payload = _input(*self._takes.choose(self._input), frame.payload)
         except _UnfitError as error:
             return Refused("unfit", str(error))
+        question = {"id": frame.id, "parameters": self._place(frame), "inputs": [fields]}
+        head = json.dumps(question).encode()
         headers = {"Inference-Header-Content-Length": str(len(head))} if payload else {}
         path = f"/v2/models/{self._name}/infer"
         status, body = self._connection.ask("POST", path, head + payload, headers)
         if status == 200 and body.startswith(b"{"):
+            self._note(frame)
             return Answered(body)
+        self._heard.pop(frame.stream, None)
         text = _error(status, body)
         if status in (429, 503):
             return Later(text, busy=True)
         if status == 404:
-            self._tensor = None
+            self._takes = None
+        if status in (404, 410):
             return Later(text)
         return Later(text, ours=True) if status >= 500 else Refused("refused", text)
+
+    def _place(self, frame: Frame) -> dict[str, Any]:
+        """Return where the frame is in its stream; a model that does not listen ignores it."""
+        place: dict[str, Any] = {"sequence_id": frame.stream}
+        if self._heard.get(frame.stream) != frame.number - 1:
+            place["sequence_start"] = True  # after a gap, too: what it remembers is of no use
+        if frame.last:
+            place["sequence_end"] = True
+        return place
+
+    def _note(self, frame: Frame) -> None:
+        self._heard.pop(frame.stream, None)
+        if not frame.last:
+            self._heard[frame.stream] = frame.number
+            if len(self._heard) > MAX_STREAMS:
+                self._heard.popitem(last=False)
 
 
 class _Absent(Exception):  # noqa: N818 - it may come yet
@@ -244,33 +292,34 @@ def _error(status: int, body: bytes) -> str:
     return f"HTTP status {status}"
 
 
-def _question(tensor: _Tensor, input: Input, frame: Frame) -> tuple[bytes, bytes]:
-    """Return the request's JSON and the bytes after it.
+def _tensors(told: list[dict[str, Any]]) -> tuple[_Tensor, ...]:
+    return tuple(_Tensor(it["name"], it["datatype"], tuple(it["shape"])) for it in told)
+
+
+def _input(tensor: _Tensor, input: Input, payload: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the request's input and the bytes that belong to it.
 
     Raises:
         _UnfitError: the frame cannot be this input.
     """
-    if input == "auto":
-        input = "bytes" if tensor.datatype == "BYTES" else "raw"
     fields: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype}
-    payload = b""
     match input:
-        case "bytes":
-            fields["datatype"] = "BYTES"
-            fields["shape"] = [1] * max(1, len(tensor.shape)) if tensor.datatype == "BYTES" else [1]
-            payload = len(frame.payload).to_bytes(4, "little") + frame.payload
         case "json":
-            fields["data"] = _numbers(frame.payload)
+            fields["data"] = _numbers(payload)
             fields["shape"] = _shape(tensor, len(fields["data"]), 1, "values")
-        case "raw":
+            return fields, b""
+        case "bytes":
+            # The model that listens takes a sound's bytes in place of its samples.
+            fields["datatype"] = "BYTES"
+            fields["shape"] = [1] * max(1, len(tensor.shape))
+            payload = len(payload).to_bytes(4, "little") + payload
+        case _:
             item = _SIZES.get(tensor.datatype)
             if item is None:
                 raise _UnfitError(f"input {tensor.name}: expected bytes, not a raw tensor")
-            payload = frame.payload
             fields["shape"] = _shape(tensor, len(payload), item, "bytes")
-    if payload:
-        fields["parameters"] = {"binary_data_size": len(payload)}
-    return json.dumps({"id": frame.id, "inputs": [fields]}).encode(), payload
+    fields["parameters"] = {"binary_data_size": len(payload)}
+    return fields, payload
 
 
 def _numbers(payload: bytes) -> list[Any]:

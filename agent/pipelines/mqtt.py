@@ -1,5 +1,6 @@
 """MQTT topics of this device or its site: frames come from one, answers go to another."""
 
+import hashlib
 import logging
 import secrets
 import threading
@@ -113,7 +114,9 @@ class MqttSource(_Line):
             self._tell(f"it denied us {self._end.mqtt}; check our permissions there", logging.ERROR)
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        self._buffer.put(bytes(message.payload), message.topic)
+        # A topic is a microphone of its own; its name may be longer than a stream's.
+        stream = hashlib.blake2b(message.topic.encode(), digest_size=8).hexdigest()
+        self._buffer.put(bytes(message.payload), message.topic, stream)
 
 
 class MqttSink(_Line):
