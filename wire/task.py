@@ -371,8 +371,8 @@ def _check_text(given: TextInput, parts: dict[str, "TensorSpec"]) -> None:
         length = given.head + given.tail
         if length == 0 and spec.shape[-1:] in ((), (-1,)):
             raise ValueError(f"task.input: expected head and tail, since {spec.name} has no length")
-        if length:
-            _check_row("bytes in head and tail", spec, length)
+        what = "bytes in head and tail" if length else "bytes"
+        _check_row(what, spec, length or spec.shape[-1])
         return
     if given.vocabulary is None:
         raise ValueError("task.input.vocabulary: expected a file with one token a line")
