@@ -63,7 +63,7 @@ class Span:
         """Put `data` at the beginning of the span.
 
         Raises:
-            HttpError: it does not fit, or the object has been shrunk.
+            HttpError: it does not fit, the object has been shrunk, or there is no memory for it.
         """
         if len(data) > self.byte_size:
             raise bad_request(
@@ -75,7 +75,16 @@ class Span:
         there = os.fstat(self.region.fd).st_size - at
         if there < len(data):
             raise self._shrunk(what, max(0, there))
-        os.pwrite(self.region.fd, data, at)
+        try:
+            written = os.pwrite(self.region.fd, data, at)
+        except OSError:
+            written = 0
+        if written != len(data):
+            raise HttpError(
+                503,
+                f"{what}: {self.region.key}: expected room for {len(data)} bytes, got {written}: "
+                f"{FOLDER} is full",
+            )
 
     def _shrunk(self, what: str, there: int) -> HttpError:
         return bad_request(

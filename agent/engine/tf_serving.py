@@ -112,6 +112,9 @@ def write_answer(model: Model, asked: Prediction, id: str, outputs: list[Array])
     """Return the answer in the form of the question; the request id is a header.
 
     This dialect has the words NaN, Infinity and -Infinity beside JSON's own.
+
+    Raises:
+        HttpError: rows were asked for, and the outputs have none or not as many.
     """
     names = [spec.name for spec in model.manifest.outputs]
     values = [_nested(array) for array in outputs]
@@ -122,6 +125,13 @@ def write_answer(model: Model, asked: Prediction, id: str, outputs: list[Array])
     elif len(values) == 1:
         answer = {"predictions": values[0]}
     else:
+        lengths = {array.shape[:1] for array in outputs}
+        if len(lengths) != 1 or () in lengths:
+            shapes = {name: list(array.shape) for name, array in zip(names, outputs, strict=True)}
+            raise bad_request(
+                f"instances: expected outputs with one row for each, got {shapes}; "
+                "ask for columns (inputs)"
+            )
         rows = zip(*values, strict=True)
         answer = {"predictions": [dict(zip(names, row, strict=True)) for row in rows]}
     return Response(

@@ -51,6 +51,8 @@ class Release:
     names: tuple[str, str] = ("x", "y")
     input: str = "image"
     label_names: tuple[str, ...] = LABELS
+    more_outputs: tuple[TensorSpec, ...] = ()
+    """Beside the scores, called alike in manifest and model file."""
     budget: Budget | None = None
 
     def __post_init__(self) -> None:
@@ -68,14 +70,20 @@ class Release:
             version=self.version,
             task=self.task,
             inputs=(self._tensor(self.input, FEATURES, self.batch),),
-            outputs=(self._tensor("scores", CLASSES, self.batch, self.quantization),),
+            outputs=(
+                self._tensor("scores", CLASSES, self.batch, self.quantization),
+                *self.more_outputs,
+            ),
             variants=(
                 Variant(
                     name="only",
                     format=self.format,
                     artifact=artifact,
                     inputs=(self._tensor(self.names[0], FEATURES, self.variant_batch),),
-                    outputs=(self._tensor(self.names[1], CLASSES, self.variant_batch),),
+                    outputs=(
+                        self._tensor(self.names[1], CLASSES, self.variant_batch),
+                        *self.more_outputs,
+                    ),
                     golden_tolerance=self.tolerance,
                     golden_flips=self.flips,
                 ),

@@ -29,6 +29,29 @@ def onnx_classifier(weights: np.ndarray[Any, Any] = GOOD, batch: int | str = "n"
     return onnx_bytes(graph)
 
 
+def onnx_classifier_with(name: str, keep: int) -> bytes:
+    """Return the classifier with one more output: the sum of all scores, or (keep 1) of each row.
+
+    Its shape is (), or (batch, 1).
+    """
+    axes = [numpy_helper.from_array(np.array([1], np.int64), "axes")] if keep else []
+    sum_inputs = ["y", "axes"] if keep else ["y"]
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+            helper.make_node("ReduceSum", sum_inputs, [name], keepdims=keep),
+        ],
+        "dense_and_sum",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", CLASSES]),
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1] if keep else []),
+        ],
+        [numpy_helper.from_array(GOOD, "w"), *axes],
+    )
+    return onnx_bytes(graph)
+
+
 def onnx_quantized_classifier() -> bytes:
     """Return the classifier with inputs that go through int8 steps of 1/16."""
     graph = helper.make_graph(

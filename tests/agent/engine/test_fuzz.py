@@ -49,7 +49,9 @@ ANY_JSON = st.recursive(
     | st.integers()
     | st.integers(-3, 5)
     | st.floats(-1e30, 1e30)
-    | st.sampled_from([float("nan"), float("inf"), 10**400, "", "FP32", "BYTES", "scores"])
+    | st.sampled_from(
+        [float("nan"), float("inf"), 10**400, "", "\ud800", "FP32", "BYTES", "scores"]
+    )
     | st.text(st.characters(exclude_categories=()), max_size=12),
     lambda inner: (
         st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3)

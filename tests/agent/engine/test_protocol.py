@@ -25,9 +25,11 @@ from tests.agent.engine.harness import (
 )
 from tests.agent.engine.models import (
     onnx_classifier,
+    onnx_classifier_with,
     onnx_half_plus_three,
     onnx_quantized_classifier,
     onnx_slow_classifier,
+    onnx_text_picker,
     tflite_classifier,
 )
 from wire.manifest import Task, TensorSpec
@@ -229,6 +231,45 @@ def test_a_web_page_may_not_register_memory(asker: Client) -> None:
     )
 
     assert answer.status == 403
+
+
+@pytest.mark.parametrize(("keep", "shape"), [(1, (-1, 1)), (0, ())])
+def test_several_outputs_are_rows_of_names_where_they_have_rows(
+    tmp_path: Path, listeners: Listeners, client: Client, keep: int, shape: tuple[int, ...]
+) -> None:
+    total = TensorSpec(name="total", datatype="FP32", shape=shape)
+    release = Release(tmp_path / "r", onnx_classifier_with("total", keep), more_outputs=(total,))
+
+    with engine(listeners) as started:
+        started.serve(release)
+        by_row = client.ask("POST", PREDICT, {"instances": one_hot(1, 2)})
+        by_column = client.ask("POST", PREDICT, {"inputs": one_hot(1, 2)})
+
+    scores = [[0.0, 8.0, 0.0], [0.0, 0.0, 8.0]]
+    sums: Any = [[8.0], [8.0]] if keep else 16.0
+    assert by_column.json == {"outputs": {"scores": scores, "total": sums}}
+    if keep:
+        rows = zip(scores, sums, strict=True)
+        assert by_row.json == {"predictions": [{"scores": a, "total": b} for a, b in rows]}
+    else:
+        assert (by_row.status, "ask for columns" in by_row.json["error"]) == (400, True)
+
+
+def test_texts_that_are_no_utf_8_are_refused(
+    tmp_path: Path, listeners: Listeners, client: Client
+) -> None:
+    release = Release(tmp_path / "r", onnx_text_picker(), datatype="BYTES", task=Task())
+    tensor = {"name": "image", "shape": [1, 4], "datatype": "BYTES", "data": ["\ud800"] * 4}
+
+    with engine(listeners) as started:
+        started.serve(release)
+        answers = [
+            client.ask("POST", INFER, {"inputs": [tensor]}),
+            client.ask("POST", PREDICT, {"instances": [["\ud800"] * 4]}),
+            client.ask("POST", PREDICT, {"instances": [[{"b64": "/w=="}] * 4]}),
+        ]
+
+    assert [answer.status for answer in answers] == [400] * 3, answers
 
 
 class Vector(Release):
