@@ -94,12 +94,16 @@ class Broker:
         self.stop()
 
 
+TUNED = ("set_tcp_nodelay true", "max_queued_messages 0", "max_queued_bytes 67108864")
+"""What docs/brokers.md tells to set."""
+
+
 def start_mosquitto(
     directory: Path,
     *,
     user: str | None = None,
     password: str | None = None,
-    settings: Sequence[str] = (),
+    settings: Sequence[str] = TUNED,
 ) -> Broker:
     """Start mosquitto with its store in `directory`; `settings` are further lines for its file."""
     port = free_port()
@@ -108,11 +112,8 @@ def start_mosquitto(
     lines = [
         f"listener {port} 127.0.0.1",
         "user root",  # it would otherwise leave root and lose sight of its own files
-        "set_tcp_nodelay true",
         "persistence true",
         f"persistence_location {home}/",
-        "max_queued_messages 0",
-        "max_queued_bytes 67108864",
         *settings,
     ]
     if user is None or password is None:
@@ -128,7 +129,13 @@ def start_mosquitto(
     return Broker("mosquitto", command, port, home / "log")
 
 
-def start_nats(directory: Path, *, user: str | None = None, password: str | None = None) -> Broker:
+def start_nats(
+    directory: Path,
+    *,
+    user: str | None = None,
+    password: str | None = None,
+    limits: Sequence[str] = ("max_payload: 2MB",),
+) -> Broker:
     """Start the NATS server with MQTT and its store in `directory`."""
     port = free_port()
     home = directory / "nats"
@@ -138,7 +145,7 @@ def start_nats(directory: Path, *, user: str | None = None, password: str | None
         f'listen: "127.0.0.1:{free_port()}"',
         f'mqtt {{ host: "127.0.0.1", port: {port} }}',
         f'jetstream {{ store_dir: "{home}/store", limits {{ default_max_consumers: -1 }} }}',
-        "max_payload: 2MB",
+        *limits,
     ]
     if user is not None and password is not None:
         lines.append(f'authorization {{ user: "{user}", password: "{password}" }}')
