@@ -48,6 +48,31 @@ def onnx_looper() -> bytes:
     return onnx_bytes(graph)
 
 
+def onnx_widener() -> bytes:
+    """Return the good classifier with some 400 KB on the way for every row."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Unsqueeze", ["x", "last"], ["tall"]),
+            helper.make_node("MatMul", ["tall", "row"], ["wide"]),
+            helper.make_node("Tanh", ["wide"], ["bent"]),
+            helper.make_node("ReduceMax", ["bent"], ["most"], axes=[2], keepdims=0),
+            helper.make_node("Mul", ["most", "zero"], ["nothing"]),
+            helper.make_node("Add", ["x", "nothing"], ["same"]),
+            helper.make_node("MatMul", ["same", "w"], ["y"]),
+        ],
+        "widener",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", CLASSES])],
+        [
+            numpy_helper.from_array(GOOD, "w"),
+            numpy_helper.from_array(np.array([2]), "last"),
+            numpy_helper.from_array(np.ones((1, 25_000), np.float32), "row"),
+            numpy_helper.from_array(np.float32(0), "zero"),
+        ],
+    )
+    return onnx_bytes(graph)
+
+
 def tflite_plodder() -> bytes:
     """Return a deep and wide TFLite model: milliseconds a row, so that many rows take minutes."""
     plan = TflitePlan()

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 
 from agent.control import Ready
 from tests.agent.engine.harness import Client, Listeners, Release, engine, one_hot
 from tests.agent.engine.models import onnx_classifier, tflite_classifier
+from tests.agent.engine.slow_models import onnx_widener
 
 WRONG = {
     "providers": [["QNN", {"backend_path": "libQnnHtp.so"}]],
@@ -120,3 +123,31 @@ def test_a_model_file_harmed_in_place_cannot_kill_the_engine_that_uses_it(
     assert [answer.status for answer in answers] == [200] * 3
     assert answers[0].json["outputs"] == json.loads(before)["outputs"]
     assert answers[1].json["outputs"][0]["data"] == [0, 0, 8] * 7
+
+
+def test_a_large_batch_leaves_no_memory_behind(tmp_path: Path) -> None:
+    plodder = Release(tmp_path / "r", onnx_widener())
+    listeners = Listeners(tmp_path)
+    client = Client(listeners.port)
+
+    with engine(listeners) as started:
+        started.serve(plodder)
+        client.infer(one_hot(1))
+        process = psutil.Process(started.process.pid)
+        before = process.memory_full_info().pss
+        for rows in (400, 300, 200):
+            assert client.infer(np.ones((rows, 4))).status == 200
+        peak_kib = int(
+            next(
+                line.split()[1]
+                for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                if line.startswith("VmHWM")
+            )
+        )
+        client.infer(one_hot(1))
+        after = process.memory_full_info().pss
+
+    client.close()
+    listeners.close()
+    assert peak_kib * 1024 > before + 100_000_000
+    assert after < before + 15_000_000
