@@ -5,8 +5,10 @@ leaves no OUT behind, and exits 1. Takes no more memory than `delta.decode` says
 """
 
 import argparse
+import ctypes
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +16,8 @@ _INTERPRETER_BYTES = 160 << 20
 """Python, numpy and zstd before they do anything."""
 
 _WORKING_BYTES = 16 << 20
+
+_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -24,6 +28,7 @@ def main() -> int:
         decoding.add_argument(name, type=Path, required=True)
     decoding.add_argument("--max-bytes", type=int, required=True, help="largest result allowed")
     options = parser.parse_args()
+    _end_with_parent()
     try:
         _decode(options.base, options.delta, options.out, options.max_bytes)
     except (OSError, ValueError) as error:
@@ -45,6 +50,13 @@ def _decode(base: Path, delta: Path, out: Path, max_bytes: int) -> None:
         file.write(made)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _end_with_parent() -> None:
+    """Be ended when the agent is: nobody would wait for the file any more. Linux only."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _limit_memory(size: int) -> None:

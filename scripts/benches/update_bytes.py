@@ -33,7 +33,6 @@ OTHERS = ("requantized", "retrained", "unrelated")
 QUICK = (
     ("onnx", "adamw-1e-6"),
     ("onnx", "adamw-1e-4"),
-    ("onnx", "head-only"),
     ("tflite", "adamw-1e-4"),
     ("tflite", "adamw-1e-3"),
     ("tflite", "requantized"),
