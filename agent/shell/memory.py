@@ -17,9 +17,17 @@ def measure(pids: Mapping[int, int]) -> tuple[int, dict[int, int]]:
     """
     taken = {}
     for generation, pid in pids.items():
-        with contextlib.suppress(psutil.Error, OSError):
-            taken[generation] = int(psutil.Process(pid).memory_full_info().pss)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            taken[generation] = _taken(psutil.Process(pid))
     return available(), taken
+
+
+def _taken(process: psutil.Process) -> int:
+    try:
+        share = process.memory_full_info().pss
+    except (psutil.AccessDenied, OSError):  # a kernel that does not tell shares
+        share = process.memory_info().rss
+    return int(share)
 
 
 def available(own: Path = OWN_CGROUP, cgroups: Path = CGROUPS) -> int:

@@ -65,6 +65,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._failed = False
+        self._hung_at = -math.inf
         self._tail = b""
         self._notes_left = MAX_NOTES
         self._drain_timer: threading.Timer | None = None
@@ -229,12 +230,20 @@ class Child:
                 return EngineFailed(self.generation, model[:60], Reason(reason), detail[:480])
             case control.Scores(windows, tallies):
                 return ScoresCame(self.generation, tuple(windows), tuple(tallies))
-            case control.Hung(model, detail):
+            case control.Hung(model, detail) if self._may_have_hung():
                 return EngineHung(self.generation, model[:60], detail[:480])
             case control.Note(text) if self._notes_left > 0:
                 self._notes_left -= 1
                 log.info("engine %d: %s", self.generation, text[:300])
         return None
+
+    def _may_have_hung(self) -> bool:
+        """Whether so much time went by since the last run was stopped: each is journalled."""
+        now = time.monotonic()
+        believable = now - self._hung_at >= self._invoke_s / 2
+        if believable:
+            self._hung_at = now
+        return believable
 
     def _give_up(self, reason: Reason, detail: str, model: str | None = None) -> None:
         blamed = self._blamed() if model is None else model

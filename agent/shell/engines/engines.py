@@ -171,6 +171,7 @@ class Engines:
             child.kill()
         for child in self._children.values():
             child.join(1.0)
+        self.pids()  # and what is left of them
         self._listeners.close()
         for path in self._run_dir.glob("shadow-*.sock"):
             path.unlink(missing_ok=True)

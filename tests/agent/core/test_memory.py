@@ -2,8 +2,10 @@
 
 import pytest
 
+from agent.control import Loaded
 from agent.core import actions as do
 from agent.core import events as ev
+from agent.core.report import report
 from tests.agent.core.world import ENGINE_BYTES, World, champion_of, make_release, phase_of
 from wire.command import Command
 from wire.twin import Phase, Probation, Reason
@@ -214,3 +216,23 @@ def test_a_challenger_that_hangs_on_probation_is_rolled_back() -> None:
 
     assert phase_of(world) == (Phase.ROLLED_BACK, Reason.HUNG)
     assert champion_of(world) == 1
+
+
+# ---- accelerators
+
+
+def test_why_a_model_runs_on_the_processor_is_reported_while_its_engine_serves() -> None:
+    world = World(make_release(1))
+    world.want(make_release(1), "r-1")
+    world.settle()
+    [number] = world.engines
+    loaded = Loaded("digits", "onnxruntime 1.32.0", 1.0, 0.1, fallback="QNN: not there")
+
+    world.give(ev.EngineReady(number, (loaded,)))
+    [serving] = report(world.state).serving
+    world.kill_engine(number)
+    world.go_on(1)
+    [gone] = report(world.state).serving
+
+    assert (serving.runtime, serving.fallback) == ("onnxruntime 1.32.0", "QNN: not there")
+    assert (gone.runtime, gone.fallback) == ("", None)

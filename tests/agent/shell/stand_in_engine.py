@@ -61,7 +61,8 @@ def main() -> None:
                 if options.mood == "hangs":
                     run_for(models[0].model.encode(), 3600)
                 if options.mood == "stopped":
-                    say(control.Hung(models[0].model, "stopped after 1 s"))
+                    for _ in range(50):
+                        say(control.Hung(models[0].model, "stopped after 1 s"))
                 if options.mood == "fails":
                     say(control.Failed(models[0].model, "golden_mismatch", "3 of 40 differ"))
                     sys.exit(1)

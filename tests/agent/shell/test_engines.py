@@ -192,7 +192,9 @@ def test_an_engine_with_an_endless_run_is_killed_and_the_model_that_runs_longest
     assert exited.code == -signal.SIGKILL
 
 
-def test_a_run_that_the_engine_stopped_itself_is_told(tmp_path: Path) -> None:
+def test_a_run_that_the_engine_stopped_itself_is_told_and_not_more_often_than_can_be(
+    tmp_path: Path,
+) -> None:
     with room(tmp_path, "stopped") as it:
         it.start()
 
