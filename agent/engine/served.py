@@ -85,8 +85,12 @@ class Served:
 
     def _class_of(self, item: Any) -> int:
         labels = self.model.class_names
-        if isinstance(item, str) and item in labels:
-            return labels.index(item)
+        if isinstance(item, str):
+            renamed = self.model.manifest.task.label_map or {}
+            # An app sends back what it was told; a class of that very name comes first.
+            for names in (labels, [renamed.get(label, label) for label in labels]):
+                if item in names:
+                    return names.index(item)
         classes = self.model.classes
         assert classes is not None
         most = classes if classes > 0 else len(labels)

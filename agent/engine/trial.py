@@ -95,6 +95,8 @@ def _try_model(spec: ModelSpec, threads: int, blame: Blame, *, golden: bool) -> 
     found = conform(model, samples) if samples and golden else Conformity()
     if golden:
         sanity.check_budget(model, cost_ms, taken_bytes)
+    if model.desk is not None:
+        model.desk.rehearse(model.run(first))
     if model.framing is not None:
         model.listener().hear(np.zeros(model.framing.hop_samples, np.int16))
     loaded = Loaded(

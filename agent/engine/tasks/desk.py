@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from agent.engine.errors import BusyError
-from agent.engine.tasks import Item, Read, Reader, Teller
+from agent.engine.runtimes import Array
+from agent.engine.tasks import Frame, Item, Read, Reader, Teller
 
 MAX_WAITING = 32
 
@@ -23,6 +24,15 @@ class Desk:
         """Whether a body of this type is one item."""
         media = content_type.decode("latin-1").lower()
         return media.startswith(self.reader.media) if self.reader.media else False
+
+    def rehearse(self, outputs: list[Array]) -> None:
+        """Tell of outputs that nobody waits for: what cannot be told shall be found at the trial.
+
+        Raises:
+            AnswerError: the outputs are not what the task expects.
+        """
+        batch = outputs[0].shape[0] if outputs[0].ndim else 1
+        self.teller.tell(outputs, [Frame(1, 1)] * batch)
 
     async def queue(self, items: Sequence[Item]) -> Read:
         """Read in the thread, after what was queued before.

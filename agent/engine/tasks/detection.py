@@ -74,6 +74,7 @@ class Detector:
         """Return the detections of all pictures, best first, boxes in pixels of the pictures."""
         scores = self._real_scores(outputs)
         boxes = to_reals(outputs[self._boxes], self._specs[self._boxes])
+        self._check_counts(boxes, scores)
         parts = [
             self._detect(place, scores[place], boxes[place], outputs, frame)
             for place, frame in enumerate(frames)
@@ -92,6 +93,19 @@ class Detector:
         if self._how.points:
             tensors.append(shapes[:, 2:].astype(np.float32))
         return Told(tensors, rows)
+
+    def _check_counts(self, boxes: Array, scores: Array) -> None:
+        """Refuse outputs whose variable dimensions came out otherwise than the task expects."""
+        width = 4 + 2 * self._how.points
+        counts = {scores.shape[1], boxes.shape[1]}
+        if self._anchors is not None:
+            counts.add(len(self._anchors))
+        if len(counts) != 1 or boxes.shape[2] != width:
+            raise AnswerError(
+                f"the model's boxes {list(boxes.shape)}, scores {list(scores.shape)} and "
+                f"{'no' if self._anchors is None else len(self._anchors)} anchors do not go "
+                f"together; expected as many of each, and boxes of {width} numbers"
+            )
 
     def _real_scores(self, outputs: list[Array]) -> Array:
         """Return scores from 0 to 1, FP32 (batch, anchors, classes)."""

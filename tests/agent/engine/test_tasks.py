@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from agent.control import Failed, Host, Load, Ready, Serve, ShadowTo
 from tests import found, tasks
 from tests.agent.engine.harness import Client, Listeners, engine, eventually
+from tests.agent.engine.models import onnx_bytes
 from tests.agent.engine.task_release import TaskRelease
 from wire.twin import Reason
 
@@ -358,6 +361,123 @@ def test_without_pillow_the_trial_says_what_is_missing(
     assert isinstance(failed, Failed)
     assert failed.reason == Reason.NO_RUNTIME
     assert "pip install 'farflung[vision]'" in failed.detail
+
+
+def some_boxes(boxes: int) -> bytes:
+    """Return a detector that always answers `boxes` boxes, of any number as far as it tells."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0),
+        helper.make_node("Abs", ["top"], ["size"]),
+        helper.make_node("Add", ["ones", "size"], ["positive"]),
+        helper.make_node("NonZero", ["positive"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["column"]),
+        helper.make_node("Cast", ["column"], ["reals"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["reals", "first"], ["batch"]),
+        helper.make_node("Mul", ["batch", "none"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "sure"], ["scores"]),
+        helper.make_node("Concat", ["scores"] * 4, ["boxes"], axis=2),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "some",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 8, 3])],
+        [
+            helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [1, "n", 4]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, "n", 1]),
+        ],
+        [
+            numpy_helper.from_array(np.ones(boxes, np.float32), "ones"),
+            numpy_helper.from_array(np.array([0], np.int64), "first"),
+            numpy_helper.from_array(np.float32(0), "none"),
+            numpy_helper.from_array(np.float32(0.9), "sure"),
+        ],
+    )
+    return onnx_bytes(graph)
+
+
+SOME = """
+kind = "detection"
+scores = "scores"
+
+[input]
+kind = "image"
+
+[detection]
+boxes = "boxes"
+points = 0
+
+[detection.anchors]
+file = "anchors.npy"
+"""
+
+
+def test_outputs_that_do_not_go_with_the_task_are_found_at_the_trial(tmp_path: Path) -> None:
+    """The model file does not tell how many boxes there will be."""
+    (tmp_path / "some.onnx").write_bytes(some_boxes(3))
+    (tmp_path / "task.toml").write_text(SOME)
+    np.save(tmp_path / "anchors.npy", np.full((2, 4), 0.5, np.float32))
+    options = {"--task": tmp_path / "task.toml"}
+    release = TaskRelease(tmp_path / "release", "some", [tmp_path / "some.onnx"], options)
+
+    with engine() as started:
+        started.tell(Load([release.spec]))
+        failed = started.hear()
+
+    assert isinstance(failed, Failed)
+    assert "scores [1, 3, 1] and 2 anchors do not go together" in failed.detail
+
+
+def test_an_app_may_send_back_the_label_that_it_was_told(client: Client) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, 5000, np.uint8).tobytes()
+    answer = ask(client, "types", noise, "application/octet-stream")
+    best = answer["labels"][0]["label"]
+
+    told = client.ask(
+        "POST", "/v2/feedback", {"request_id": answer["id"], "model": "types", "label": best}
+    )
+
+    assert best == "unknown"
+    assert told.status == 200, told.body
+
+
+def test_no_request_to_a_desk_is_a_fault_of_the_engine(client: Client) -> None:
+    """Seeded requests that are nearly right: an answer or a refusal, never a fault."""
+    chance = random.Random(5)
+    pieces: list[Any] = [
+        "text", "", "QUJD", "\ud800", {"b64": "QUJD"},
+        {"b64": 5}, {"b64": "*"}, {}, [], None, True,
+        5, -1, 1e308, [1], [[1.5]], {"image": "x"}, {"content": {"b64": "QQ=="}}, ["a", ["b"]],
+        base64.b64encode(found.cat()).decode(),
+    ]  # fmt: skip
+    names = ["image", "content", "drawing", "input", "bytes", "scores", "boxes", "label", 5]
+
+    for turn in range(300):
+        model = chance.choice(["faces", "types", "digits-onnx"])
+        pick = chance.choice
+        if turn % 3 == 0:
+            body: Any = {
+                "inputs": [
+                    {
+                        "name": pick(names),
+                        "datatype": pick(["BYTES", "FP32", None]),
+                        "shape": pick([[1], [1, 1], [2], [0], [-1], "1", None, [1] * 9, [10**9]]),
+                        "data": [pick(pieces) for _ in range(pick([0, 1, 1, 2]))],
+                        "parameters": pick([{}, {"content_type": "base64"}, {"content_type": 5}]),
+                    }
+                ],
+                "outputs": pick([[], None, [{"name": pick(names),
+                                             "parameters": {"classification": pick([0, 1, 9])}}]]),
+            }  # fmt: skip
+            path = f"/v2/models/{model}/infer"
+        else:
+            key = pick(["instances", "inputs"])
+            body = {key: pick([[pick(pieces)], [pick(pieces), pick(pieces)], pick(pieces)])}
+            path = f"/v1/models/{model}:predict"
+
+        answer = client.ask("POST", path, body)
+
+        assert answer.status in (200, 400, 413), (body, answer.body)
+        json.loads(answer.body)
 
 
 # ---- file types
