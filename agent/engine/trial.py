@@ -229,7 +229,7 @@ def _blank(model: Model) -> list[Array]:
 
 def _one(spec: TensorSpec, array: Array, place: int) -> Array:
     batched = spec.shape[:1] in ((-1,), (1,))
-    return array[place : place + 1] if batched else array[place]
+    return array[place : place + 1] if batched else np.asarray(array[place])
 
 
 def _check_samples(spec: TensorSpec, array: Array) -> None:
