@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -71,6 +72,8 @@ def main(name: str, bars: list[Bar], measure: Callable[[bool], Result]) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer or smaller runs")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     options = parser.parse_args()
+    # So that whoever ends a bench ends what it started as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         result = measure(options.quick)
     except CannotMeasureError as error:
