@@ -142,3 +142,43 @@ def test_a_challenger_that_cannot_answer_is_refused() -> None:
 def test_no_data_bounds_no_rate() -> None:
     assert upper_rate(0, 0) == 1.0
     assert upper_rate(0, 1000) < 0.005
+
+
+def costing(champion_ms: float, challenger_ms: float, rows: int = 50) -> Tally:
+    return Tally(
+        model="digits",
+        challenger="sha256:" + "0" * 64,
+        pairs=rows,
+        champion_rows=rows,
+        champion_cpu_us=round(1000 * champion_ms * rows),
+        challenger_rows=rows,
+        challenger_cpu_us=round(1000 * challenger_ms * rows),
+    )
+
+
+def test_a_challenger_that_costs_several_times_the_champion_is_refused_with_both_figures() -> None:
+    verdict = judge(POLICY, costing(2.0, 6.5), 10)
+
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason) == (Phase.ROLLED_BACK, Reason.TOO_SLOW)
+    assert verdict.detail == (
+        "6.50 ms of processor time an input, the champion takes 2.00 ms: 325%, refused above 300%"
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "found"),
+    [
+        (POLICY, costing(2.0, 5.9)),
+        (POLICY, costing(0.02, 0.9)),
+        (POLICY, costing(2.0, 60.0, rows=19)),
+        (POLICY, costing(0.0, 0.0)),
+        (POLICY.model_copy(update={"cpu_percent": 0}), costing(2.0, 60.0)),
+        (POLICY.model_copy(update={"cpu_percent": 5000}), costing(2.0, 60.0)),
+    ],
+    ids=["within", "under a millisecond", "too few", "no cost", "no limit", "wide limit"],
+)
+def test_cost_within_the_limit_or_hardly_known_refuses_nobody(
+    policy: Probation, found: Tally
+) -> None:
+    assert judge(policy, found, 10) is None
