@@ -1,7 +1,6 @@
 """TensorFlow Serving's REST dialect: predict in row and column form, status, metadata."""
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -251,7 +250,7 @@ def _plain(spec: TensorSpec, value: Any) -> Any:
     if isinstance(value, dict):
         try:
             return base64.b64decode(value["b64"], validate=True).decode()
-        except (KeyError, TypeError, binascii.Error, UnicodeDecodeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise bad_request(f"input {spec.name}: b64: expected UTF-8 text: {error}") from None
     return value
 
