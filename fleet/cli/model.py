@@ -17,11 +17,13 @@ from fleet.cli.session import USAGE, Session, common
 from fleet.core.errors import FleetError
 from fleet.core.views import BundleView, ReleaseView
 from wire.ids import ReleaseRef
+from wire.manifest import Budget
 
 if TYPE_CHECKING:
     from fleet.shell.client import ControllerClient
     from fleet.workshop.inspect import ReleaseDraft
 
+MEBIBYTE = 1024 * 1024
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -66,6 +68,18 @@ def model() -> None:
     metavar="URL",
     help="Where devices get it by ranges beside the broker: https://cache/models/{digest}.",
 )
+@click.option(
+    "--budget-ms",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Devices on which a run takes longer refuse it.",
+)
+@click.option(
+    "--budget-mib",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MIB",
+    help="Devices on which it takes more memory refuse it.",
+)
 @common
 @click.pass_obj
 def push(
@@ -79,6 +93,8 @@ def push(
     task: str | None,
     description: str,
     sources: tuple[str, ...],
+    budget_ms: float | None,
+    budget_mib: float | None,
 ) -> None:
     """Push a release: one or more .onnx and .tflite files, or one release directory.
 
@@ -101,6 +117,10 @@ def push(
         )
         if sources:
             draft = replace(draft, manifest=changed(draft.manifest, sources=sources))
+        if budget_ms is not None or budget_mib is not None:
+            memory = None if budget_mib is None else max(1, int(budget_mib * MEBIBYTE))
+            budget = Budget(invoke_ms=budget_ms, memory_bytes=memory)
+            draft = replace(draft, manifest=changed(draft.manifest, budget=budget))
     except ArtifactError as error:
         raise FleetError(str(error), "fleet model push --help") from error
     with session.client() as client:

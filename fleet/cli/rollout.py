@@ -57,6 +57,12 @@ def rollout() -> None:
 @click.option(
     "--at-deadline", type=click.Choice(["refuse", "commit"]), help="What to decide by then."
 )
+@click.option(
+    "--probation-cpu",
+    type=click.IntRange(0),
+    metavar="PERCENT",
+    help="Of the champion's processor time an input, what is acceptable; 0: any. Else 300.",
+)
 @click.option("--no-probation", is_flag=True, help="Commit as soon as the model works.")
 @click.option(
     "--bandwidth",
@@ -87,6 +93,7 @@ def start(
     probation_margin: float | None,
     probation_deadline: int | None,
     at_deadline: Literal["refuse", "commit"] | None,
+    probation_cpu: int | None,
     no_probation: bool,
     bandwidth: tuple[tuple[str, int], ...],
     window: tuple[tuple[str, str], ...],
@@ -104,6 +111,7 @@ def start(
         "margin_bp": None if probation_margin is None else round(100 * probation_margin),
         "deadline_s": probation_deadline,
         "at_deadline": at_deadline,
+        "cpu_percent": probation_cpu,
     }
     request = RolloutRequest(
         release=release,

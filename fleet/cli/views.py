@@ -14,7 +14,7 @@ from fleet.core.views import (
     ScoreView,
     WaveView,
 )
-from wire.manifest import Manifest, TensorSpec
+from wire.manifest import Budget, Manifest, TensorSpec
 from wire.twin import DeploymentReport, Phase, Serving
 
 Lines = list[str]
@@ -90,6 +90,8 @@ def _manifest_lines(manifest: Manifest) -> Lines:
     if manifest.stream is not None:
         what += f"; apps send sound at {manifest.stream.rate_hz} Hz as {manifest.stream.name}"
     facts = [("task", what)]
+    if manifest.budget is not None:
+        facts.append(("budget", _budget(manifest.budget)))
     facts += [("input", _tensor(tensor)) for tensor in manifest.inputs]
     facts += [("output", _tensor(tensor)) for tensor in manifest.outputs]
     shared = [("labels", manifest.labels), ("golden", manifest.golden)]
@@ -113,6 +115,12 @@ def _manifest_lines(manifest: Manifest) -> Lines:
     return _facts(facts) + [f"  {line}" for line in variants]
 
 
+def _budget(budget: Budget) -> str:
+    words = [] if budget.invoke_ms is None else [f"{budget.invoke_ms:g} ms a run"]
+    words += [] if budget.memory_bytes is None else [size(budget.memory_bytes)]
+    return ", ".join(words) or NOTHING
+
+
 def _requires(manifest: Manifest, name: str) -> str:
     needs = manifest.variant(name).requires
     words = [f"{domain or 'ai.onnx'} {v}" for domain, v in sorted(needs.onnx_opsets.items())]
@@ -120,6 +128,8 @@ def _requires(manifest: Manifest, name: str) -> str:
         words.append(f"{len(needs.tflite_operators)} operators")
     words += needs.custom_operators
     words += needs.architectures
+    words += [f"{runtime} {version}" for runtime, version in (needs.runtimes or {}).items()]
+    words += [] if needs.memory_bytes is None else [f"{size(needs.memory_bytes)} of memory"]
     return ", ".join(words) or NOTHING
 
 

@@ -12,6 +12,7 @@ from tests.fleet.cli.conftest import Fleet
 from tests.fleet.memory import MemoryController
 from tests.fleet.samples import sample_manifest
 from wire.ids import digest_of
+from wire.manifest import Budget
 
 
 def write_model(path: Path, weight: float = 1.0) -> Path:
@@ -254,3 +255,18 @@ def test_a_source_that_devices_would_not_follow_is_refused(run: Fleet, tmp_path:
 
     assert result.exit_code == 1
     assert "expected https://HOST/PATH/{digest}, got 'http://cache.example" in result.stderr
+
+
+def test_push_sets_a_budget_and_show_tells_it(
+    run: Fleet, controller: MemoryController, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "tiny.onnx")
+
+    run("model", "push", str(model), "--budget-ms", "2.5", "--budget-mib", "12")
+    shown = run("model", "show", "tiny@1")
+
+    manifest = controller.kept["tiny", 1].manifest
+    assert manifest is not None
+    assert manifest.budget == Budget(invoke_ms=2.5, memory_bytes=12 * 1024 * 1024)
+    assert "2.5 ms a run, 12" in shown.stdout
+    assert "of memory" in shown.stdout

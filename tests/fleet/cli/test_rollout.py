@@ -19,6 +19,7 @@ def test_start_passes_on_what_was_asked_for(run: Fleet, controller: MemoryContro
         *("rollout", "start", "digits@2", "--to", "site=berlin", "--waves", "40%, 100%"),
         *("--probation-pairs", "50", "--probation-margin", "2.5"),
         *("--probation-deadline", "2h", "--at-deadline", "commit"),
+        *("--probation-cpu", "500"),
     )
 
     assert controller.requests == [
@@ -27,7 +28,11 @@ def test_start_passes_on_what_was_asked_for(run: Fleet, controller: MemoryContro
             to="site=berlin",
             waves=("40%", "100%"),
             probation=Probation(
-                labelled_pairs=50, margin_bp=250, deadline_s=7200, at_deadline="commit"
+                labelled_pairs=50,
+                margin_bp=250,
+                deadline_s=7200,
+                at_deadline="commit",
+                cpu_percent=500,
             ),
         )
     ]
