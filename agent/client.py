@@ -6,6 +6,10 @@
         api.feedback(answer.id, "setosa")
 
 Inputs are numbers, texts, bytes, lists of them, or whatever has a buffer, such as NumPy's arrays.
+A model whose release declares it takes pictures (the bytes of a JPEG or PNG), texts or rows too:
+
+    api.infer("faces", Path("street.jpg").read_bytes())["boxes"].tolist()
+    api.classify("cars", {"row": {"age": 31, "fuel": "diesel"}}).best.label
 """
 
 import http.client
@@ -177,7 +181,18 @@ class Client:
         id: str = "",
         within_s: float | None = None,
     ) -> Guesses:
-        """Return the `top` classes of each row, by the first output or the one that is named."""
+        """Return the `top` classes of each row, by the first output or the one that is named.
+
+        Of pictures, texts and rows there are no more than the release says.
+        """
+        if self._item(model, inputs) is not None:
+            answer = self.infer(model, inputs, id=id, within_s=within_s)
+            if "label" not in answer.outputs:
+                got = list(answer.outputs)
+                raise ApiError(f"model {model}: expected a classification, got {got}: use infer")
+            columns = [answer[column].tolist() for column in ("score", "class", "label")]
+            guesses = [list(map(Guess, *row))[:top] for row in zip(*columns, strict=True)]
+            return Guesses(answer.id, guesses)
         name = output or str(self.metadata(model)["outputs"][0]["name"])
         fields, parts = self._question(model, inputs, id, within_s)
         wanted = {"classification": top, "binary_data": True}
@@ -203,6 +218,9 @@ class Client:
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Return the JSON part of a request and the tensors that follow it."""
         specs = {spec["name"]: spec for spec in self.metadata(model)["inputs"]}
+        item = self._item(model, inputs)
+        if item is not None:
+            specs = {item["name"]: item}
         if not isinstance(inputs, Mapping):
             if len(specs) != 1:
                 raise ApiError(f"model {model}: expected inputs by name: {list(specs)}")
@@ -217,6 +235,17 @@ class Client:
         ]
         parameters = {} if within_s is None else {"timeout": max(1, round(within_s * 1e6))}
         return {"id": id, "inputs": described, "parameters": parameters}, parts
+
+    def _item(self, model: str, inputs: Any) -> dict[str, Any] | None:
+        """Return the input that a picture, text or row becomes, None for tensors."""
+        for spec in self.metadata(model).get("task", {}).get("inputs", []):
+            by_name = isinstance(inputs, Mapping) and list(inputs) == [spec["name"]]
+            value = inputs[spec["name"]] if by_name else inputs
+            if isinstance(value, list) and value:
+                value = value[0]
+            if isinstance(value, bytes | str) or (by_name and isinstance(value, dict)):
+                return dict(spec)
+        return None
 
     def _ask(self, model: str, fields: dict[str, Any], parts: list[bytes]) -> Answer:
         head = json.dumps(fields).encode()
@@ -361,6 +390,8 @@ def _batched(shape: list[int], wanted: list[int]) -> list[int]:
 
 
 def _encoded(value: Any) -> bytes:
+    if isinstance(value, dict):
+        return json.dumps(value).encode()
     return value if isinstance(value, bytes) else str(value).encode()
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the agent on this device, or brings an installed one up to date. Run as root:
 #
-#   scripts/install-agent.sh onnx|tflite|tflite-legacy [CONFIG]
+#   scripts/install-agent.sh onnx|tflite|tflite-legacy[,vision][,audio] [CONFIG]
 #
 # CONFIG is the agent.toml that the controller writes for this device. Without one, a new
 # installation gets systemd/agent.toml to fill in, and an old one keeps what it has.
@@ -17,13 +17,12 @@ fail() {
 }
 
 usage() {
-  code=2 fail "expected onnx, tflite or tflite-legacy, then optionally an agent.toml; got '$*'"
+  code=2 fail "expected onnx, tflite or tflite-legacy, perhaps with ,vision and ,audio," \
+    "then optionally an agent.toml; got '$*'"
 }
 
-case "${1:-}" in
-  onnx | tflite | tflite-legacy) extra=$1 ;;
-  *) usage "$*" ;;
-esac
+extra=${1:-}
+[[ "$extra" =~ ^(onnx|tflite|tflite-legacy)(,vision)?(,audio)?$ ]] || usage "$*"
 [ $# -le 2 ] || usage "$*"
 config=${2:-}
 [ -z "$config" ] || [ -r "$config" ] || fail "expected a file that can be read, got $config"

@@ -17,6 +17,8 @@ import tritonclient.http as triton
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from agent.client import ApiError
+from agent.client import Client as AppClient
 from agent.control import Failed, Host, Load, Ready, Serve, ShadowTo
 from tests import found, tasks
 from tests.agent.engine.harness import Client, Listeners, engine, eventually
@@ -478,6 +480,27 @@ def test_no_request_to_a_desk_is_a_fault_of_the_engine(client: Client) -> None:
 
         assert answer.status in (200, 400, 413), (body, answer.body)
         json.loads(answer.body)
+
+
+def test_the_client_for_apps_sends_pictures_and_texts(port: int) -> None:
+    with AppClient(f"http://127.0.0.1:{port}") as api:
+        face = api.infer("faces", found.astronaut())
+        none = api.infer("faces", {"image": [found.cat()]})
+        text = api.classify("types", Path(__file__).read_text(), top=2)
+        api.feedback(text.id, "python", model="types")
+        with pytest.raises(ApiError, match="expected a classification, got .*: use infer"):
+            api.classify("faces", found.cat())
+        several = api.classify("digits-onnx", [picture for picture, _ in drawings(2)])
+        tensors = api.infer("digits-onnx", np.zeros((1, 8, 8, 1), np.float32))
+
+    assert share(face["boxes"].numpy()[0], FACE_BOX) > 0.8
+    assert face["labels"].tolist() == ["face"]
+    assert none["boxes"].numpy().shape == (0, 4)
+    assert none["boxes"].tolist() == none["labels"].tolist() == []
+    assert text.best.label == "python"
+    assert len(text.rows[0]) == 2
+    assert [row[0].index for row in several.rows] == [label for _, label in drawings(2)]
+    assert list(tensors.outputs) == ["probabilities"]
 
 
 # ---- file types
