@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from agent.control import Drain, Serve
 from tests.agent.engine.harness import Client, Listeners, engine
@@ -277,6 +279,52 @@ def test_rows_are_not_for_models_that_listen(client: Client) -> None:
 
     assert answer.status == 501
     assert "the model listens" in answer.json["error"]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parameters=st.fixed_dictionaries(
+        {},
+        optional={
+            # Few that are valid: streams are few.
+            "sequence_id": st.sampled_from(
+                [1, "a", -5, 2**70, "", 0, None, 1.5, [], {}, "b" * 129]
+            ),
+            "sequence_start": st.just(True) | ANYTHING,
+            "sequence_end": st.booleans() | ANYTHING,
+            "timeout": st.sampled_from([0, 1, 10**9]) | ANYTHING,
+        },
+    ),
+    item=st.fixed_dictionaries(
+        {"name": st.just("audio")},
+        optional={
+            "datatype": st.sampled_from(["INT16", "FP32", "BYTES"]) | ANYTHING,
+            "shape": st.sampled_from([[0], [1], [2], [1, 2], [2, 1]]) | ANYTHING,
+            "data": st.sampled_from([[1, 2], [[1, 2]], ["AAAA"], [1e300], []]) | ANYTHING,
+            "parameters": ANYTHING,
+        },
+    ),
+    bare=st.booleans(),
+)
+def test_whatever_is_asked_is_answered_and_costs_no_other_stream(
+    client: Client, parameters: dict[str, Any], item: dict[str, Any], bare: bool
+) -> None:
+    inputs = [] if bare else [item]
+
+    answer = client.ask(
+        "POST", "/v2/models/vad/infer", {"parameters": parameters, "inputs": inputs}
+    )
+
+    assert answer.status in (200, 400, 404, 410, 503)
+    assert answer.status == 200 or answer.json["error"]
+    assert answer.status != 503 or "microseconds" in answer.json["error"]
 
 
 def test_streams_are_few_and_over_when_idle(tmp_path: Path, listeners: Listeners) -> None:
