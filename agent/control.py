@@ -67,6 +67,8 @@ class Serve:
     """Accept on the listening sockets, at normal priority."""
 
     KIND: ClassVar[str] = "serve"
+    invoke_s: float = 30.0
+    """As in Load, from here on."""
 
 
 @dataclass(frozen=True, slots=True)

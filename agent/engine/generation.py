@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from agent import control
+from agent import allocator, control
 from agent.control import (
     Drain,
     Failed,
@@ -27,7 +27,7 @@ from agent.control import (
     ShadowStop,
     ShadowTo,
 )
-from agent.engine import memory, priority, watchdog
+from agent.engine import memory, priority
 from agent.engine.blame import Blame
 from agent.engine.http import HttpServer, Request
 from agent.engine.model import read_manifest, variant_of
@@ -36,6 +36,7 @@ from agent.engine.served import Served
 from agent.engine.serving import Answer, Api
 from agent.engine.shadow import ShadowHost
 from agent.engine.trial import Passed, try_model
+from agent.engine.watchdog import Watchdog
 
 ORPHANED = 3
 """Exit code when the daemon is gone."""
@@ -58,6 +59,7 @@ class Generation:
         self._socket = control_socket
         self._listeners = listeners
         self._blame = blame
+        self._watchdog = Watchdog(blame)
         self._served: dict[str, Served] = {}
         self._api = Api({})
         self._http = HttpServer(self._handle)
@@ -103,7 +105,8 @@ class Generation:
                 self._load = message
                 self._watch(message.invoke_s)
                 _start_trial(message, self._blame, self._tried)
-            case Serve():
+            case Serve(invoke_s):
+                self._watchdog.limit_s = invoke_s
                 self._let_go()
                 for one in self._served.values():
                     one.begin()
@@ -131,11 +134,13 @@ class Generation:
         loop = asyncio.get_running_loop()
 
         def tell(model: str) -> None:
+            limit_s = self._watchdog.limit_s
             detail = f"a run was stopped after {limit_s:g} s without an answer"
             loop.call_soon_threadsafe(self._send, Hung(model, detail))
 
         self._blame.on_interrupted = tell
-        watchdog.watch(self._blame, limit_s)
+        self._watchdog.limit_s = limit_s
+        self._watchdog.start()
 
     def _tried(self, outcome: _Outcome) -> None:
         """Take up what the trial came to."""
@@ -149,7 +154,8 @@ class Generation:
         # Everything loaded stays until the end: nothing for the collector to walk through.
         gc.collect()
         gc.freeze()
-        memory.reuse()
+        allocator.give_back()
+        allocator.reuse()
         self._send(Ready([passed.loaded for passed in outcome.passed]))
 
     async def _host(self, order: Host) -> None:

@@ -129,6 +129,11 @@ class Child:
         except OSError:
             return  # it has ended; its thread says so
 
+    def serve(self, invoke_s: float) -> None:
+        """Let it accept; no run may take longer than `invoke_s` from here on."""
+        self._invoke_s = invoke_s
+        self.send(control.Serve(invoke_s))
+
     def drain(self, deadline_s: float, grace_s: float, streams_s: float = 0.0) -> None:
         """Let it finish what it has; kill it when it takes longer."""
         if self._drain_timer is None:

@@ -20,6 +20,8 @@ from agent.shell.engines.listeners import open_listeners
 
 COMMAND = (sys.executable, "-m", "agent.engine")
 BACKGROUND_NICE = 10
+PATIENCE = 4
+"""How much longer a run may take at low priority: its wall time says little there."""
 DRAIN_S = 10.0
 DRAIN_GRACE_S = 3.0
 OWN_BYTES = 64 * MEBIBYTE
@@ -95,7 +97,7 @@ class Engines:
             trial_bytes=order.memory_bytes,
             golden=order.golden,
             nice=max(BACKGROUND_NICE, self._config.nice) if order.background else 0,
-            invoke_s=self._config.invoke_timeout_s,
+            invoke_s=self._config.invoke_timeout_s * (PATIENCE if order.background else 1),
         )
         sockets = {
             name: sock.fileno()
@@ -122,7 +124,9 @@ class Engines:
 
     def serve(self, generation: int) -> None:
         """Let a ready generation accept."""
-        self._tell(generation, control.Serve())
+        child = self._children.get(generation)
+        if child is not None:
+            child.serve(self._config.invoke_timeout_s)
 
     def shadow(self, order: StartShadow) -> None:
         """Let the champion copy its inputs to the challenger."""

@@ -193,7 +193,7 @@ class Engine:
         """Load and accept; what follows in time will be answered by this engine."""
         answer = self.load(*releases, **options)
         assert isinstance(answer, Ready), answer
-        self.tell(Serve())
+        self.tell(Serve(options.get("invoke_s", 30.0)))
         return answer
 
     def report(self, windows: bool = True) -> Scores:

@@ -60,6 +60,8 @@ def main() -> None:
                     crash(models[0].model.encode())
                 if options.mood == "hangs":
                     run_for(models[0].model.encode(), 3600)
+                if options.mood == "half-hangs":
+                    run_for(models[0].model.encode(), 3.1)
                 if options.mood == "stopped":
                     for _ in range(50):
                         say(control.Hung(models[0].model, "stopped after 1 s"))

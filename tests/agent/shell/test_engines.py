@@ -202,6 +202,24 @@ def test_a_run_that_the_engine_stopped_itself_is_told_and_not_more_often_than_ca
         assert isinstance(it.next(), EngineReady)
 
 
+def test_a_run_at_low_priority_may_take_four_times_as_long_until_its_engine_serves(
+    tmp_path: Path,
+) -> None:
+    with room(tmp_path, "half-hangs", engine={"invoke_timeout_s": 1}) as it:
+        it.start(background=True)
+        assert isinstance(it.next(), EngineReady)
+
+        began = time.monotonic()
+        with pytest.raises(queue.Empty):
+            it.next(1.0)
+        it.engines.serve(1)
+        failed = it.next(3)
+
+    assert isinstance(failed, EngineFailed)
+    assert failed.detail == "a run took more than 1 s and could not be stopped"
+    assert time.monotonic() - began < 4
+
+
 def test_an_engine_is_as_nice_as_the_configuration_says(tmp_path: Path) -> None:
     with room(tmp_path, "good", engine={"nice": 7}) as it:
         it.start_ready()
