@@ -247,6 +247,8 @@ def _release(serving: Serving) -> str:
 def _serving(serving: Serving, scores: Sequence[ScoreView]) -> str:
     score = _score_of(serving, scores)
     words = [f"{_release(serving)} on {serving.runtime}" if serving.runtime else _release(serving)]
+    if serving.fallback is not None:
+        words.append(f"not accelerated: {serving.fallback}")
     if score is not None:
         words += [f"{score.requests} requests", f"p95 {_ms(score.p95_ms)}", accuracy(score)]
     return ", ".join(words)

@@ -53,6 +53,20 @@ def test_show_tells_all_about_a_device(run: Fleet) -> None:
     )
 
 
+def test_show_tells_why_a_model_is_not_accelerated(
+    run: Fleet, controller: MemoryController
+) -> None:
+    device = controller.known_devices["cam-1"]
+    [serving] = device.serving
+    slow = serving.model_copy(update={"fallback": "QNN: not in this onnxruntime"})
+    controller.known_devices["cam-1"] = device.model_copy(update={"serving": (slow,)})
+
+    result = run("device", "show", "cam-1")
+
+    words = "on onnxruntime 1.32.0, not accelerated: QNN: not in this onnxruntime, 1234 requests"
+    assert words in result.stdout
+
+
 def test_an_unknown_device_leads_to_the_nearest(run: Fleet) -> None:
     result = run("device", "show", "cam-9")
 
