@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from agent import allocator
 from agent.config import AgentConfig, engine_environ, load_config
 from agent.errors import DeviceError
 from wire import VERSION
@@ -21,6 +22,7 @@ TAKEN_UP_S = 20.0
 
 def main() -> int:
     """Run the command and return its exit status: 0 stopped as asked, 1 failed, 2 usage."""
+    allocator.settle()
     arguments = sys.argv[1:]
     importing = arguments[:1] == ["import"]
     options = _import_options(arguments[1:]) if importing else _options(arguments)

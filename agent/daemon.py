@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from agent import allocator
 from agent.config import MEBIBYTE, AgentConfig, engine_environ
 from agent.control import ModelSpec
 from agent.core import actions as do
@@ -120,6 +121,7 @@ class Daemon:
         self._take(ev.Booted(journal, able, blobs, sequence, acked, imports, operators))
         self._link.start()
         self._pipelines.start()
+        allocator.give_back()
         try:
             while not self._over():
                 self._take(self._next_event())

@@ -19,7 +19,7 @@ class DecodeError(ValueError):
 class Document(BaseModel):
     """A message body: frozen, with a schema version, deaf to fields it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
     SCHEMA: ClassVar[int] = 1
     schema_version: int = 1
@@ -28,7 +28,7 @@ class Document(BaseModel):
 class Part(BaseModel):
     """A value inside a document."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
 
 D = TypeVar("D", bound=Document)

@@ -45,11 +45,11 @@ def _serve(args: argparse.Namespace) -> None:
     import asyncio
     import socket
 
-    from agent.engine import memory
+    from agent import allocator
     from agent.engine.blame import Blame
     from agent.engine.generation import Generation
 
-    memory.settle()
+    allocator.settle()
     try:
         control = socket.socket(fileno=args.control)
         listeners = [socket.socket(fileno=fd) for fd in (args.tcp, args.unix) if fd is not None]
