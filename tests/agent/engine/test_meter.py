@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.control import Host, Serve, ShadowTo
+from agent.control import Host, Serve, ShadowStop, ShadowTo
 from agent.core.probation import judge
 from agent.engine.meter import BURST_S, Ration
 from tests.agent.engine.harness import (
@@ -90,9 +90,10 @@ def test_a_challenger_keeps_to_its_share_of_a_core_and_to_low_priority(
             assert client.infer(one_hot(0)).status == 200
         taken = (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - began)
         during = niceness(challenger)
+        champion.tell(ShadowStop("digits"))
+        found = tally(champion)
         challenger.tell(Serve())
         after = eventually(lambda: (found := niceness(challenger)) == {0} and found)
-        found = tally(champion)
 
     assert taken < 0.2 + 0.1
     assert found.pairs > 2 and found.dropped > 0 and found.errors == 0
