@@ -1,5 +1,6 @@
 """Raw boxes and scores to detections: decoded, thresholded, merged, and placed on the picture."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ class Detector:
         self._anchors = anchors
         self._labels = labels
         self._threshold = THRESHOLD if task.threshold is None else task.threshold
+        self._least = self._threshold
+        if task.scores_are == "logits":
+            self._least = _logit(self._threshold)
         made = outputs[self._scores].shape[-1] - self._how.background
         self.classes = len(labels) if self._classes is not None or made < 1 else made
         """How many kinds of objects there are, and the number that stands for nothing."""
@@ -57,22 +61,21 @@ class Detector:
         Raises:
             AnswerError: a score is not finite.
         """
-        scores = self._real_scores(outputs)
+        scores = self._raw_scores(outputs)
+        if scores.size == 0:
+            return (self.classes,) * len(scores), [1.0] * len(scores)
         flat = scores.reshape(len(scores), -1)
         best = flat.argmax(axis=1)
-        tops = flat[np.arange(len(flat)), best]
-        if self._classes is None:
-            classes = best % scores.shape[-1]
-        else:
-            numbers = outputs[self._classes].reshape(flat.shape)
-            classes = numbers[np.arange(len(flat)), best].astype(np.int64)
+        pictures = np.arange(len(flat))
+        tops = self._shares(flat[pictures, best])
+        classes = self._class_numbers(outputs, pictures, *np.divmod(best, scores.shape[-1]))
         found = tops >= self._threshold
         winners = np.where(found, classes, self.classes)
         return tuple(winners.tolist()), np.where(found, tops, 1 - tops).tolist()
 
     def tell(self, outputs: list[Array], frames: list[Frame]) -> Told:
         """Return the detections of all pictures, best first, boxes in pixels of the pictures."""
-        scores = self._real_scores(outputs)
+        scores = self._raw_scores(outputs)
         boxes = to_reals(outputs[self._boxes], self._specs[self._boxes])
         self._check_counts(boxes, scores)
         parts = [
@@ -107,15 +110,17 @@ class Detector:
                 f"together; expected as many of each, and boxes of {width} numbers"
             )
 
-    def _real_scores(self, outputs: list[Array]) -> Array:
-        """Return scores from 0 to 1, FP32 (batch, anchors, classes)."""
+    def _raw_scores(self, outputs: list[Array]) -> Array:
+        """Return scores or logits, FP32 (batch, anchors, classes), without the background."""
         scores = to_reals(outputs[self._scores], self._specs[self._scores])
         if not np.isfinite(scores).all():
             raise AnswerError("the model's scores are not finite")
         if self._classes is not None:
             scores = scores[..., None]
-        if self._how.background:
-            scores = scores[..., 1:]
+        return scores[..., 1:] if self._how.background else scores
+
+    def _shares(self, scores: Array) -> Array:
+        """Return scores from 0 to 1."""
         if self._task.scores_are == "probabilities":
             return scores
         if self._how.clip is not None:
@@ -124,18 +129,30 @@ class Detector:
             shares: Array = 1 / (1 + np.exp(-scores))
         return shares
 
+    def _class_numbers(
+        self, outputs: list[Array], pictures: Array, anchors: Array, columns: Array
+    ) -> Array:
+        """Return the classes of some boxes; what is none counts as nothing."""
+        if self._classes is None:
+            return columns
+        numbers = outputs[self._classes][pictures, anchors]
+        known = (numbers >= 0) & (numbers < self.classes)
+        return np.where(known, numbers, self.classes).astype(np.int64)
+
     def _detect(
         self, place: int, scores: Array, boxes: Array, outputs: list[Array], frame: Frame
     ) -> tuple[Array, Array, Array]:
         """Return shapes (n, 2 + points, 2), scores (n) and classes (n) of one picture."""
-        anchors, classes = np.nonzero(scores >= self._threshold)
-        order = np.argsort(-scores[anchors, classes], kind="stable")[: self._how.candidates]
-        anchors, classes = anchors[order], classes[order]
-        kept = scores[anchors, classes]
-        if self._classes is not None:
-            classes = outputs[self._classes][place][anchors].astype(np.int64)
+        # Millions of logits are compared as they are: few are worth an exponential.
+        anchors, columns = np.nonzero(scores >= self._least)
+        kept = self._shares(scores[anchors, columns])
+        order = _highest(kept, self._how.candidates)
+        order = order[kept[order] >= self._threshold]
+        anchors, columns, kept = anchors[order], columns[order], kept[order]
+        classes = self._class_numbers(outputs, np.full(len(anchors), place), anchors, columns)
         shapes = decode(self._how, boxes[anchors], self._anchors, anchors)
         sound = np.isfinite(shapes).all(axis=(1, 2)) & (shapes[:, 1] > shapes[:, 0]).all(axis=1)
+        sound &= classes < self.classes
         shapes, kept, classes = merge(self._how, shapes[sound], kept[sound], classes[sound])
         shapes = frame.on_picture(shapes)
         shapes[:, :2] = shapes[:, :2].clip(0, (frame.width, frame.height))
@@ -153,6 +170,22 @@ class Detector:
                 detection["points"] = shape[2:]
             detections.append(detection)
         return {"width": frame.width, "height": frame.height, "detections": detections}
+
+
+def _logit(share: float) -> float:
+    """Return what the logistic function makes `share` of; a little less, as FP32 rounds."""
+    if share in (0, 1):
+        return -math.inf if share == 0 else 15.0
+    return math.log(share / (1 - share)) - 1e-3
+
+
+def _highest(scores: Array, count: int) -> Array:
+    """Return the places of the `count` highest scores, the highest first."""
+    places = np.arange(len(scores))
+    if len(scores) > count:
+        places = np.sort(np.argpartition(scores, -count)[-count:])
+    order: Array = places[np.argsort(-scores[places], kind="stable")]
+    return order
 
 
 def decode(how: Detection, coded: Array, anchors: Array | None, places: Array) -> Array:

@@ -15,7 +15,7 @@ from wire.task import Column, TableInput
 
 MAX_BATCH = 1024
 MAX_ROW_BYTES = 256 * 1024
-QUICK_ROWS = 16
+QUICK_VALUES = 512
 
 
 class TableReader:
@@ -34,8 +34,8 @@ class TableReader:
         }
 
     def is_quick(self, items: Sequence[Item]) -> bool:
-        """Whether there are few rows."""
-        return len(items) <= QUICK_ROWS
+        """Whether there are few values."""
+        return len(items) * len(self.columns) <= QUICK_VALUES
 
     def read(self, items: Sequence[Item]) -> Read:
         """Return the rows as one batch."""

@@ -168,6 +168,48 @@ def test_scores_that_are_no_numbers_are_an_error_and_such_boxes_are_left_out(bad
             found.leading([np.zeros((1, 1, 4)), np.array([[[bad, 0.0]]])])
 
 
+def test_a_model_may_answer_no_boxes_at_all() -> None:
+    found = detector(form="corners")
+    arrays = [np.zeros((1, 0, 4), np.float32), np.zeros((1, 0, 2), np.float32)]
+
+    assert found.leading(arrays) == ((2,), [1.0])
+    assert found.tell(arrays, [FRAME]).rows[0]["detections"] == []
+
+
+@pytest.mark.parametrize("number", [-1, 2, 1e30, np.nan])
+def test_a_class_that_there_is_not_is_nothing(number: float) -> None:
+    task = Task(
+        kind="detection",
+        scores="scores",
+        detection=Detection(boxes="boxes", form="corners", classes="classes"),
+    )
+    names = {"boxes": (1, 1, 4), "classes": (1, 1), "scores": (1, 1)}
+    specs = [TensorSpec(name=n, datatype="FP32", shape=s) for n, s in names.items()]
+    found = Detector(task, specs, None, ["cat", "dog"])
+    arrays = [
+        np.array([[[0, 0, 1, 1]]], np.float32),
+        np.array([[number]], np.float32),
+        np.array([[0.8]], np.float32),
+    ]
+
+    assert found.leading(arrays)[0] == (2,)
+    assert found.tell(arrays, [FRAME]).rows[0]["detections"] == []
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_logits_are_judged_as_their_probabilities_are(threshold: float) -> None:
+    logits = np.random.default_rng(4).normal(0, 6, (200, 2)).astype(np.float32)
+    boxes = [[place / 200, 0, (place + 0.5) / 200, 1] for place in range(200)]
+    how = {"form": "corners", "threshold": threshold, "candidates": 400, "most": 400}
+    shares = 1 / (1 + np.exp(-logits))
+
+    ours = told(detector(scores_are="logits", **how), boxes, logits)
+    theirs = told(detector(**how), boxes, shares)
+
+    assert len(ours) == (shares >= threshold).sum()
+    assert [each["box"] for each in ours] == [each["box"] for each in theirs]
+
+
 def boxes_of(*corners: list[float]) -> Any:
     return np.array(corners, np.float64).reshape(-1, 2, 2)
 
