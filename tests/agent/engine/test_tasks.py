@@ -429,6 +429,107 @@ def test_outputs_that_do_not_go_with_the_task_are_found_at_the_trial(tmp_path: P
     assert "scores [1, 3, 1] and 2 anchors do not go together" in failed.detail
 
 
+def test_anchors_may_come_in_a_file_of_the_release(tmp_path: Path, listeners: Listeners) -> None:
+    options = tasks.write_face(tmp_path)
+    text = options["--task"].read_text()
+    made = "strides = [8, 16, 16, 16]\ninterpolated_aspect_ratio = 1\nfixed_size = true\n"
+    assert made in text
+    options["--task"].write_text(text.replace(made, 'file = "anchors.npy"\n'))
+    fine = [((x + 0.5) / 16, (y + 0.5) / 16) for y in range(16) for x in range(16) for _ in "ab"]
+    coarse = [((x + 0.5) / 8, (y + 0.5) / 8) for y in range(8) for x in range(8) for _ in "abcdef"]
+    np.save(tmp_path / "anchors.npy", np.array(fine + coarse, np.float32))
+    release = TaskRelease(tmp_path / "release", "faces", [found.face_model("short_range")], options)
+
+    with engine(listeners) as started:
+        started.tell(Load([release.spec]))
+        assert isinstance(started.hear(), Ready)
+        started.tell(Serve())
+        client = Client(listeners.port)
+        answer = ask(client, "faces", found.astronaut(), "image/png")
+        client.close()
+
+    assert [file.name for file in release.manifest.files] == ["anchors.npy"]
+    assert share(answer["detections"][0]["box"], FACE_BOX) > 0.8
+
+
+MOOD = """
+kind = "classification"
+scores_are = "logits"
+
+[input]
+kind = "text"
+tensor = "ids"
+mask = "mask"
+encoding = "wordpiece"
+vocabulary = "vocab.txt"
+lower = true
+first = "[CLS]"
+last = "[SEP]"
+unknown = "[UNK]"
+"""
+WORDS = {
+    "[PAD]": 9,
+    "[UNK]": 0,
+    "[CLS]": 0,
+    "[SEP]": 0,
+    "good": 2,
+    "bad": -2,
+    "un": -3,
+    "##happy": 1,
+}
+"""Token -> how much it speaks for a good mood; padding must not count."""
+
+
+def moods() -> bytes:
+    """Return a model that sums up what the tokens of a text speak for, eight at most."""
+    worth = np.array([[-value, value] for value in WORDS.values()], np.float32)
+    nodes = [
+        helper.make_node("Gather", ["worth", "ids"], ["each"]),
+        helper.make_node("Cast", ["mask"], ["there"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["there", "last"], ["column"]),
+        helper.make_node("Mul", ["each", "column"], ["counted"]),
+        helper.make_node("ReduceSum", ["counted", "first"], ["mood"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "moods",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["n", 8])
+            for name in ("mask", "ids")
+        ],
+        [helper.make_tensor_value_info("mood", TensorProto.FLOAT, ["n", 2])],
+        [
+            numpy_helper.from_array(worth, "worth"),
+            numpy_helper.from_array(np.array([1], np.int64), "first"),
+            numpy_helper.from_array(np.array([2], np.int64), "last"),
+        ],
+    )
+    return onnx_bytes(graph)
+
+
+def test_texts_become_tokens_on_the_device(tmp_path: Path, listeners: Listeners) -> None:
+    (tmp_path / "moods.onnx").write_bytes(moods())
+    (tmp_path / "task.toml").write_text(MOOD)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (tmp_path / "labels.txt").write_text("bad\ngood\n")
+    options = {"--task": tmp_path / "task.toml", "--labels": tmp_path / "labels.txt"}
+    release = TaskRelease(tmp_path / "release", "moods", [tmp_path / "moods.onnx"], options)
+    texts = ["Good!", "bad, BAD", "a good unhappy", "a good good word"]
+
+    with engine(listeners) as started:
+        started.tell(Load([release.spec]))
+        assert isinstance(started.hear(), Ready)
+        started.tell(Serve())
+        client = Client(listeners.port)
+        answer = client.ask("POST", "/v1/models/moods:predict", {"instances": texts})
+        plain = ask(client, "moods", b"good", "text/plain")
+        client.close()
+
+    best = [row["labels"][0]["label"] for row in answer.json["predictions"]]
+    assert best == ["good", "bad", "bad", "good"]
+    assert plain["labels"][0]["score"] == pytest.approx(1 / (1 + np.exp(-4)), abs=1e-6)
+
+
 def test_an_app_may_send_back_the_label_that_it_was_told(client: Client) -> None:
     noise = np.random.default_rng(2).integers(0, 256, 5000, np.uint8).tobytes()
     answer = ask(client, "types", noise, "application/octet-stream")
@@ -510,7 +611,7 @@ EXTENSIONS = {
     "py": "python", "pyi": "python", "js": "javascript", "html": "html", "css": "css",
     "png": "png", "jpg": "jpeg", "gif": "gif", "onnx": "onnx", "npy": "npy", "so": "elf",
     "pyc": "pythonbytecode", "json": "json", "svg": "svg", "gz": "gzip", "toml": "toml",
-    "exe": "pebin", "zip": "zip", "csv": "csv", "c": "c", "h": "c", "tiff": "tiff", "whl": "zip",
+    "exe": "pebin", "zip": "zip", "csv": "csv", "c": "c", "tiff": "tiff", "whl": "zip",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,21 @@ def test_anchors_and_vocabularies_become_files_of_the_release(tmp_path: Path) ->
 
     assert [file.name for file in draft.manifest.files] == ["anchors.npy"]
     assert tmp_path / "anchors.npy" in draft.files.values()
+
+
+def test_a_release_directory_carries_its_task_along(tmp_path: Path) -> None:
+    np.save(tmp_path / "anchors.npy", np.full((896, 2), 0.5, np.float32))
+    grid = "strides = [8, 16, 16, 16]\ninterpolated_aspect_ratio = 1\nfixed_size = true"
+    draft = faces(tmp_path, (grid, 'file = "anchors.npy"'))
+    folder = tmp_path / "release"
+    folder.mkdir()
+    for path in draft.files.values():
+        shutil.copy(path, folder / path.name)
+    (folder / "manifest.json").write_bytes(encode(draft.manifest))
+
+    again = compose_release([folder], name=None, version=None, labels=None, golden=None, task=None)
+
+    assert again.manifest == draft.manifest
 
 
 @pytest.mark.parametrize(
