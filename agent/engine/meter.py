@@ -5,11 +5,18 @@ Wall time is no evidence of what a model costs: a challenger runs at low priorit
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from agent.engine.runtimes import Array, Runtime
 
 BURST_S = 0.25
 """An allowance that was not used is kept for so long."""
+
+
+@dataclass(slots=True)
+class _Count:
+    rows: int = 0
+    cpu_ns: int = 0
 
 
 class Metered:
@@ -18,18 +25,26 @@ class Metered:
     With a pool of threads that is a share of the whole, and the same share for every model.
     """
 
-    def __init__(self, inner: Runtime) -> None:
+    def __init__(self, inner: Runtime, count: "_Count | None" = None) -> None:
         self.inner = inner
+        self._count = count or _Count()
         self.name, self.version, self.fallback = inner.name, inner.version, inner.fallback
         self.inputs, self.outputs = inner.inputs, inner.outputs
-        self.rows = 0
-        self.cpu_ns = 0
         self._batched = inner.inputs[0].shape[:1] in ((-1,), (1,))
+
+    @property
+    def rows(self) -> int:
+        """How many were run."""
+        return self._count.rows
 
     @property
     def cpu_us(self) -> int:
         """Microseconds of all rows together."""
-        return self.cpu_ns // 1000
+        return self._count.cpu_ns // 1000
+
+    def beside(self, inner: Runtime) -> "Metered":
+        """Return another interpreter of the same model, counted together with this one."""
+        return Metered(inner, self._count)
 
     @property
     def interrupt(self) -> Callable[[], None] | None:
@@ -40,8 +55,8 @@ class Metered:
         """Run, and count it if it succeeds."""
         began = time.thread_time_ns()
         outputs = self.inner.run(inputs)
-        self.cpu_ns += time.thread_time_ns() - began
-        self.rows += inputs[0].shape[0] if self._batched else 1
+        self._count.cpu_ns += time.thread_time_ns() - began
+        self._count.rows += inputs[0].shape[0] if self._batched else 1
         return outputs
 
 

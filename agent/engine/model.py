@@ -10,6 +10,7 @@ from agent.control import ModelSpec
 from agent.engine.blame import Blame
 from agent.engine.errors import AnswerError
 from agent.engine.framing import Framing, Listener
+from agent.engine.meter import Metered
 from agent.engine.runtimes import Array, CannotRunError, Port, Runtime, open_runtime
 from agent.engine.tasks.detection import NOTHING
 from agent.engine.tasks.opening import open_desk, open_detector
@@ -119,7 +120,11 @@ class Model:
             Exception: whatever the runtime raises.
         """
         assert self.framing is not None
-        runtime = self._another_runtime() if self._hides_state else self.runtime
+        runtime = self.runtime
+        if self._hides_state:
+            runtime = self._another_runtime()
+            if isinstance(self.runtime, Metered):
+                runtime = self.runtime.beside(runtime)
         return Listener(self.framing, lambda inputs: self._run(inputs, runtime))
 
     def forget(self) -> None:

@@ -95,6 +95,8 @@ def test_interleaved_streams_are_heard_as_the_champion_hears_them(
         found = tally(champion)
 
     assert (found.disagreements, found.errors, found.dropped) == (0, 0, 0)
+    # Whichever interpreter ran them: every frame of both is counted.
+    assert found.champion_rows == found.challenger_rows == found.pairs
 
 
 def test_a_stream_that_a_challenger_falls_behind_on_is_left_out_whole(
