@@ -10,10 +10,11 @@ from wire.twin import Capabilities, Reason
 RUNTIMES = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert", "tflite-runtime")}
 """Format -> the runtimes that read it, the one that an engine prefers first."""
 
-ENGINE_BYTES = 64 * 1024 * 1024
-"""What an engine takes before it holds a model: the interpreter, NumPy and a runtime."""
-
 MEBIBYTE = 1024 * 1024
+ENGINE_BYTES = {"onnx": 64 * MEBIBYTE, "tflite": 48 * MEBIBYTE}
+"""What an engine takes before it holds a model: the interpreter, NumPy and a runtime, as measured
+by proportional set size."""
+
 SHOWN = 3
 
 Operators = Mapping[str, Mapping[str, int]]
@@ -153,7 +154,7 @@ def _memory(variant: Variant, device: Device) -> Refusal | None:
             Reason.OUT_OF_MEMORY,
             f"about {_mib(peak)} MiB of memory, [engine] memory_mb allows {_mib(limit)}",
         )
-    whole = peak + ENGINE_BYTES
+    whole = peak + ENGINE_BYTES[variant.format]
     for there, kind in ((device.capabilities.memory_bytes, "in all"), (free, "free for engines")):
         if there and whole > there:
             return Refusal(

@@ -104,7 +104,7 @@ def test_memory_that_others_hold_or_the_configuration_denies_is_named() -> None:
         variant(runtimes={"onnxruntime": "1.24.1"}),
         variant("tflite", tflite_operators={"CONV_2D": 7, "ADD": 1}),
         variant("tflite", custom_operators=("TFLite_Detection_PostProcess",)),
-        variant(architectures=("aarch64",), memory_bytes=512 * MEBIBYTE - ENGINE_BYTES),
+        variant(architectures=("aarch64",), memory_bytes=512 * MEBIBYTE - ENGINE_BYTES["onnx"]),
     ],
 )
 def test_what_just_fits_is_taken(wanted: Variant) -> None:
