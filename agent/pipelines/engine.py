@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import json
 import math
+import select
 import socket
 import threading
 from collections import OrderedDict
@@ -73,15 +74,7 @@ class Connection:
             OSError, HTTPException: the engine went while it had this.
             Stopping: the connection was cut.
         """
-        kept = self._http is not None
         try:
-            try:
-                return self._ask(method, path, body, headers or {})
-            except ConnectionError:
-                self.close()
-                # An engine that leaves closes connections that are idle: that is no failure.
-                if not kept or self._cut:
-                    raise
             return self._ask(method, path, body, headers or {})
         except _BROKEN:
             self.close()
@@ -120,7 +113,9 @@ class Connection:
 
     def _connected(self) -> http.client.HTTPConnection:
         if self._http is not None:
-            return self._http
+            if not _ended(self._http.sock):
+                return self._http
+            self.close()
         made = _open(self._address)
         made.connect()
         with self._lock:
@@ -128,6 +123,13 @@ class Connection:
         if self._cut:
             raise Stopping
         return made
+
+
+def _ended(sock: socket.socket) -> bool:
+    """Whether the engine left while nothing was asked, as one does that is replaced."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -1,5 +1,6 @@
 """MQTT topics of this device or its site: frames come from one, answers go to another."""
 
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -133,17 +134,22 @@ class MqttSink(_Line):
         Raises:
             Stopping: this process ends first.
         """
+        text = line.rstrip(b"\n")
+        while not self._publish(text):
+            self._stop.wait(ACK_LOOK_S)
+
+    def _publish(self, text: bytes) -> bool:
+        """Publish once; False: the connection went, and the message perhaps with it."""
         while not self.connected.wait(LOOK_S):
             self._look()
-        sent = self.client.publish(self._end.mqtt, line.rstrip(b"\n"), self._end.qos)
-        while not sent.is_published():
-            self._look()
-            if sent.rc != mqtt.MQTT_ERR_SUCCESS and self._end.qos == 0:
-                # Not kept by paho: it went between our look and our word.
-                while not self.connected.wait(LOOK_S):
-                    self._look()
-                sent = self.client.publish(self._end.mqtt, line.rstrip(b"\n"), self._end.qos)
-            sent.wait_for_publish(ACK_LOOK_S)
+        sent = self.client.publish(self._end.mqtt, text, self._end.qos)
+        # What paho holds at QoS 1 it sends again itself; what it does not hold, it says so.
+        with contextlib.suppress(ValueError, RuntimeError):
+            while not sent.is_published():
+                self._look()
+                sent.wait_for_publish(ACK_LOOK_S)
+            return True
+        return False
 
     def _look(self) -> None:
         if self._stop.is_set():

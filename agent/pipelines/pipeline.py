@@ -18,8 +18,9 @@ log = logging.getLogger("pipelines")
 
 FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 5.0
-ATTEMPTS = 3
-"""At a frame that the engine fails at, or ends with: it may be the cause."""
+ATTEMPTS = 2
+"""At a frame that the engine fails at, or ends with: it may be the cause, and a release that
+crashes three times is sent back."""
 BUSY = "model busy"
 FAULT_FIRST_S = 1.0
 FAULT_LAST_S = 60.0

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from agent.pipeline_config import Places, read_pipelines
 from tests.agent.engine.harness import eventually, one_hot
 
 ROOT = Path(__file__).parents[3]
+ROWS = one_hot(0, 1, 2)
+FRAMES = f"frames = [struct.pack('<{len(ROWS[0])}f', *row) for row in {ROWS!r}]\n"
+SIZE = str(4 * len(ROWS[0]))
 
 
 def frame(klass: int) -> bytes:
@@ -29,6 +33,25 @@ def answered(record: dict[str, Any]) -> int:
     """The class that an answer names."""
     [output] = record["outputs"]
     return int(np.argmax(output["data"]))
+
+
+def script(tmp_path: Path, name: str, body: str, before: str = "") -> str:
+    """Write a Python program and return a TOML list that runs it."""
+    path = tmp_path / f"{name}.py"
+    head = f"import struct, sys, time\nout = sys.stdout.buffer\n{before}"
+    path.write_text(head + textwrap.dedent(body))
+    return json.dumps([sys.executable, "-u", str(path)])
+
+
+def ear(command: str, frames: str, more: str = "", sink: str = '{ file = "out.jsonl" }') -> str:
+    return f"""
+[[pipeline]]
+name = "ear"
+model = "digits"
+{more}
+source = {{ command = {command}, frames = {frames} }}
+sink = {sink}
+"""
 
 
 class Running:

@@ -2,41 +2,21 @@
 
 import json
 import os
-import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tests.agent.engine.harness import Listeners, Release, engine, eventually, one_hot
-from tests.agent.engine.models import onnx_classifier
-from tests.agent.pipelines.harness import answered, records, running
-
-
-def script(tmp_path: Path, name: str, body: str) -> str:
-    """Write a Python program and return a TOML list that runs it."""
-    path = tmp_path / f"{name}.py"
-    head = "import struct, sys, time\nout = sys.stdout.buffer\n"
-    path.write_text(head + textwrap.dedent(body))
-    return json.dumps([sys.executable, "-u", str(path)])
-
-
-def config(command: str, frames: str, more: str = "", sink: str = '{ file = "out.jsonl" }') -> str:
-    return f"""
-[[pipeline]]
-name = "ear"
-model = "digits"
-{more}
-source = {{ command = {command}, frames = {frames} }}
-sink = {sink}
-"""
-
-
-ROWS = one_hot(0, 1, 2)
-FRAMES = f"frames = [struct.pack('<{len(ROWS[0])}f', *row) for row in {ROWS!r}]\n"
-SIZE = str(4 * len(ROWS[0]))
+from tests.agent.engine.harness import eventually
+from tests.agent.pipelines.harness import (
+    FRAMES,
+    ROWS,
+    SIZE,
+    answered,
+    ear,
+    records,
+    running,
+    script,
+)
 
 
 def test_frames_of_a_size_are_answered_and_a_slow_model_makes_the_command_wait(
@@ -44,7 +24,7 @@ def test_frames_of_a_size_are_answered_and_a_slow_model_makes_the_command_wait(
 ) -> None:
     body = FRAMES + "for n in range(300): out.write(frames[n % 3])\ntime.sleep(600)\n"
 
-    with running(api, tmp_path, config(script(tmp_path, "mic", body), SIZE)) as it:
+    with running(api, tmp_path, ear(script(tmp_path, "mic", body), SIZE)) as it:
         it.wait_for("ear", taken=300, answered=300, dropped={}, failed={}, restarts=0)
 
     found = records(tmp_path / "out.jsonl")
@@ -55,7 +35,7 @@ def test_frames_of_a_size_are_answered_and_a_slow_model_makes_the_command_wait(
 def test_lines_of_json_are_answered(tmp_path: Path, api: str) -> None:
     lines = [json.dumps(row) for row in ROWS] + ["not json", "[1, NaN]", json.dumps(ROWS[2])]
     body = f"for line in {lines!r}: print(line, end='\\r\\n')\ntime.sleep(600)\n"
-    toml = config(script(tmp_path, "sensor", body), '"lines"', 'input = "json"')
+    toml = ear(script(tmp_path, "sensor", body), '"lines"', 'input = "json"')
 
     with running(api, tmp_path, toml) as it:
         it.wait_for("ear", taken=6, answered=4, failed={"unfit": 2})
@@ -73,7 +53,7 @@ def test_a_command_that_ends_is_started_again_and_says_why(tmp_path: Path, api: 
         "sys.exit('the camera is gone')\n"
     )
 
-    with running(api, tmp_path, config(script(tmp_path, "cam", body), '"length"')) as it:
+    with running(api, tmp_path, ear(script(tmp_path, "cam", body), '"length"')) as it:
         it.wait_for("ear", answered=3, restarts=2, failed={})
         it.wait_until_said("ended with code 1: the camera is gone; starting it again")
     assert len([line for line in it.said if "starting it again" in line]) == 1
@@ -82,7 +62,7 @@ def test_a_command_that_ends_is_started_again_and_says_why(tmp_path: Path, api: 
 def test_a_command_that_is_not_there_is_tried_again(tmp_path: Path, api: str) -> None:
     missing = json.dumps([str(tmp_path / "camera")])
 
-    with running(api, tmp_path, config(missing, '"lines"', 'input = "json"')) as it:
+    with running(api, tmp_path, ear(missing, '"lines"', 'input = "json"')) as it:
         it.wait_until_said("camera: No such file or directory; starting it again")
         (tmp_path / "camera").write_text(f"#!/bin/sh\necho '{json.dumps(ROWS[1])}'\nsleep 600\n")
         (tmp_path / "camera").chmod(0o755)
@@ -92,63 +72,18 @@ def test_a_command_that_is_not_there_is_tried_again(tmp_path: Path, api: str) ->
 def test_frames_that_cannot_be_cut_restart_the_command(tmp_path: Path, api: str) -> None:
     body = "out.write(b'\\xff' * 1000)\ntime.sleep(600)\n"
 
-    with running(api, tmp_path, config(script(tmp_path, "cam", body), '"length"')) as it:
+    with running(api, tmp_path, ear(script(tmp_path, "cam", body), '"length"')) as it:
         it.wait_until_said("expected a frame of at most")
         eventually(lambda: it.counts["ear"]["restarts"] >= 1)
-
-
-def test_the_latest_alone_is_asked_and_the_others_are_counted(
-    tmp_path: Path, listeners: Listeners
-) -> None:
-    body = FRAMES + "for n in range(1000): out.write(frames[0])\nout.write(frames[2])\ntime.sleep(600)\n"  # fmt: skip # noqa: E501
-    more = 'queue = 1\nwhen_full = "drop-oldest"'
-
-    toml = config(script(tmp_path, "cam", body), SIZE, more)
-    with running(f"unix:{listeners.path}", tmp_path, toml) as it:
-        # Nobody serves: one frame waits at the door, the newest behind it.
-        it.wait_for("ear", taken=1001, answered=0, dropped={"queue full": 999})
-        with engine(listeners) as started:
-            started.serve(Release(tmp_path / "release", onnx_classifier()))
-            it.wait_for("ear", taken=1001, answered=2, dropped={"queue full": 999}, failed={})
-
-    assert [answered(record) for record in records(tmp_path / "out.jsonl")] == [0, 2]
-
-
-def test_the_newest_are_dropped_where_that_is_wished(tmp_path: Path, listeners: Listeners) -> None:
-    body = FRAMES + "for n in range(99): out.write(frames[n % 3])\ntime.sleep(600)\n"
-    more = 'queue = 4\nwhen_full = "drop-newest"'
-
-    toml = config(script(tmp_path, "cam", body), SIZE, more)
-    with running(f"unix:{listeners.path}", tmp_path, toml) as it:
-        counts = it.wait_for("ear", taken=99, answered=0)
-        kept = 99 - counts["dropped"]["queue full"]
-        assert 4 <= kept <= 5  # the thread that asks may have taken its one before or after
-        with engine(listeners) as started:
-            started.serve(Release(tmp_path / "release", onnx_classifier()))
-            it.wait_for("ear", answered=kept)
-
-
-def test_no_more_are_asked_than_is_wished(tmp_path: Path, api: str) -> None:
-    body = FRAMES + "while True: out.write(frames[0]); time.sleep(0.005)\n"
-    more = 'queue = 1\nwhen_full = "drop-oldest"\nmax_per_s = 10'
-
-    with running(api, tmp_path, config(script(tmp_path, "cam", body), SIZE, more)) as it:
-        eventually(lambda: it.counts.get("ear", {}).get("answered", 0) >= 8)
-
-    times = [record["at"] for record in records(tmp_path / "out.jsonl")]
-    # The first one did not wait for its turn.
-    assert np.diff(times[1:]).mean() > 0.085
-    counts = it.counts["ear"]
-    assert counts["dropped"]["queue full"] > counts["answered"]
 
 
 def test_everything_ends_within_seconds_whatever_the_commands_do(tmp_path: Path, api: str) -> None:
     deaf = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     shell = json.dumps(["sh", "-c", "trap '' TERM; sleep 601 & sleep 602 & wait"])
     stuck = script(tmp_path, "stuck", deaf + "time.sleep(600)\n")
-    toml = config(shell, '"lines"', sink=f"{{ command = {stuck} }}")
+    toml = ear(shell, '"lines"', sink=f"{{ command = {stuck} }}")
     flood = script(tmp_path, "flood", deaf + FRAMES + "while True: out.write(frames[0])\n")
-    toml += config(flood, SIZE, sink=f"{{ command = {stuck} }}").replace('"ear"', '"flood"')
+    toml += ear(flood, SIZE, sink=f"{{ command = {stuck} }}").replace('"ear"', '"flood"')
 
     with running(api, tmp_path, toml) as it:
         # Nobody reads the answers, so nothing is taken any more: all along the line they wait.
@@ -180,7 +115,7 @@ def test_answers_reach_a_command_that_reads_them_and_one_that_dies_is_replaced(
     """
     sink = f"{{ command = {script(tmp_path, 'reader', reader)} }}"
 
-    with running(api, tmp_path, config(script(tmp_path, "mic", body), SIZE, sink=sink)) as it:
+    with running(api, tmp_path, ear(script(tmp_path, "mic", body), SIZE, sink=sink)) as it:
         counts = it.wait_for("ear", taken=30, answered=30)
         it.wait_until_said("ended with code 1: enough")
         assert counts["restarts"] >= 1
@@ -192,7 +127,7 @@ def test_answers_reach_a_command_that_reads_them_and_one_that_dies_is_replaced(
 
 
 def test_a_model_that_is_not_served_is_waited_for(tmp_path: Path, api: str) -> None:
-    toml = config(script(tmp_path, "mic", FRAMES + "out.write(frames[0])\ntime.sleep(600)\n"), SIZE)
+    toml = ear(script(tmp_path, "mic", FRAMES + "out.write(frames[0])\ntime.sleep(600)\n"), SIZE)
 
     with running(api, tmp_path, toml.replace('"digits"', '"words"')) as it:
         it.wait_until_said("model 'words' is not served; expected one of ['digits']; trying again")

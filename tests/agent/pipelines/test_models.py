@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import found, tasks
-from tests.agent.engine.harness import Client, Listeners, engine
+from tests.agent.engine.harness import Client, Listeners, engine, eventually
 from tests.agent.engine.speech import scores_of, spoken, vad, wav
 from tests.agent.engine.task_release import TaskRelease
 from tests.agent.pipelines.harness import records, running
@@ -83,6 +83,19 @@ def test_a_microphone_is_one_sound_from_frame_to_frame(tmp_path: Path, able: Lis
     assert np.allclose(told, alone, atol=1e-4)
     starts = {record["parameters"]["sequence_id"] for record in records(tmp_path / "out.jsonl")}
     assert len(starts) == 1
+
+
+def test_arecord_is_a_microphone(tmp_path: Path, able: Listeners) -> None:
+    # ALSA's own device that records silence, as fast as it is read: it waits for the model.
+    command = '["arecord", "-q", "-D", "null", "-t", "raw", "-f", "S16_LE", "-r", "16000"]'
+
+    with running(
+        f"unix:{able.path}", tmp_path, config(f"command = {command}, frames = {FRAME}")
+    ) as it:
+        eventually(lambda: it.counts.get("ear", {}).get("answered", 0) >= 100)
+        assert it.counts["ear"]["dropped"] == {} and it.counts["ear"]["restarts"] == 0
+
+    assert max(scores(tmp_path / "out.jsonl")[:100]) < 0.1
 
 
 def test_a_microphone_that_begins_again_is_another_sound(tmp_path: Path, able: Listeners) -> None:

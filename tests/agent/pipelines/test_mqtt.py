@@ -24,7 +24,10 @@ class Bystander:
     def __init__(self, broker: Broker) -> None:
         self.heard: list[dict[str, Any]] = []
         self._ready = threading.Event()
-        self.client = mqtt.Client(CallbackAPIVersion.VERSION2)
+        # The broker keeps what comes while it is away.
+        self.client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id="bystander", clean_session=False
+        )
         self.client.username_pw_set("app", PASSWORD)
         self.client.on_connect = lambda client, *_: client.subscribe("site/answers", 1)
         self.client.on_subscribe = lambda *_: self._ready.set()
@@ -132,6 +135,34 @@ def test_a_broker_that_was_away_is_found_again(
         eventually(bystander.client.is_connected)
         bystander.send_until(lambda: len(bystander.heard) > before)
         it.wait_until_said("connected")
+
+
+def test_no_answer_about_a_file_is_lost_with_the_broker(
+    tmp_path: Path, api: str, broker: Broker, bystander: Bystander
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for place in range(150):
+        (folder / f"{place:03}.raw").write_bytes(frame(place % 3))
+    toml = config(broker, "max_per_s = 100")
+    source = toml.index("source ="), toml.index("sink =")
+    directory = 'source = { directory = "in", settle_s = 0, done = "delete" }\n'
+
+    with running(api, tmp_path, toml[: source[0]] + directory + toml[source[1] :]) as it:
+        for part in (30, 80):
+            eventually(lambda part=part: it.counts.get("cams", {}).get("answered", 0) >= part)
+            broker.restart()
+        it.wait_for("cams", taken=150, answered=150, failed={}, retries=0)
+        heard = eventually(
+            lambda: (
+                {r["source"]: r for r in bystander.heard}
+                if len({r["source"] for r in bystander.heard}) == 150
+                else None
+            )
+        )
+
+    assert all(answered(record) == int(name[:3]) % 3 for name, record in heard.items())
+    assert not list(folder.iterdir())
 
 
 def test_a_wrong_password_is_told(tmp_path: Path, api: str, broker: Broker) -> None:
