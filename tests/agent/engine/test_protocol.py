@@ -268,11 +268,12 @@ def test_texts_that_are_no_utf_8_are_refused(
         started.serve(release)
         answers = [
             client.ask("POST", INFER, {"inputs": [tensor]}),
+            client.ask("POST", INFER, {"id": "\ud800", "inputs": [{**tensor, "data": ["a"] * 4}]}),
             client.ask("POST", PREDICT, {"instances": [["\ud800"] * 4]}),
             client.ask("POST", PREDICT, {"instances": [[{"b64": "/w=="}] * 4]}),
         ]
 
-    assert [answer.status for answer in answers] == [400] * 3, answers
+    assert [answer.status for answer in answers] == [400] * 4, answers
 
 
 class Vector(Release):
