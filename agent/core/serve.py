@@ -41,7 +41,7 @@ def launch(turn: Turn, models: tuple[Installed, ...], role: Role) -> int:
             number,
             tuple(_spec(installed) for installed in models),
             golden=challenger,
-            background=challenger and state.generation("serving") is not None,
+            background=state.generation("serving") is not None,
             memory_bytes=memory.left_for_trial(state) if challenger else 0,
         )
     )

@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--generation", type=int, default=0, metavar="N", help="for process lists")
     parser.add_argument("--tcp", type=int, metavar="FD", help="listening TCP socket")
     parser.add_argument("--unix", type=int, metavar="FD", help="listening Unix socket")
+    parser.add_argument("--nice", type=int, default=0, metavar="N", help="while libraries load")
     parser.add_argument("--blame", type=int, metavar="FD", help="file that names the running model")
     parser.add_argument("--probe", action="store_true", help="tell which runtimes work, as JSON")
     parser.add_argument("--probe-runtime", metavar="NAME", help=argparse.SUPPRESS)
@@ -45,6 +46,7 @@ def _serve(args: argparse.Namespace) -> None:
     import asyncio
     import socket
 
+    _import_nicely(args.nice)
     from agent import allocator
     from agent.engine.blame import Blame
     from agent.engine.generation import Generation
@@ -59,6 +61,22 @@ def _serve(args: argparse.Namespace) -> None:
     code = asyncio.run(Generation(control, listeners, blame).run())
     # A thread may still be inside a model that does not return.
     os._exit(code)
+
+
+def _import_nicely(nice: int) -> None:
+    """Import what takes long in a thread of low priority: this one could not get its own back."""
+    import importlib
+    import threading
+
+    from agent.engine import priority
+
+    def work() -> None:
+        priority.lower(nice, threads=1)
+        importlib.import_module("agent.engine.generation")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
 
 
 if __name__ == "__main__":

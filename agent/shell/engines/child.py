@@ -92,7 +92,7 @@ class Child:
             OSError: the command cannot be run.
         """
         arguments = ["--control", str(self._theirs.fileno()), "--generation", str(self.generation)]
-        arguments += ["--blame", str(self._blame)]
+        arguments += ["--blame", str(self._blame), "--nice", str(load.nice)]
         for name, fd in sockets.items():
             arguments += [f"--{name}", str(fd)]
         try:

@@ -18,9 +18,12 @@ class Small(World):
     """A device on which two engines at once are one too many."""
 
     most_engines = 0
+    in_background: tuple[bool, ...] = ()
 
     def _carry_out(self, action: do.Action) -> None:
         super()._carry_out(action)
+        if isinstance(action, do.StartEngine):
+            self.in_background += (action.background,)
         self.most_engines = max(self.most_engines, len(self.engines))
 
 
@@ -123,6 +126,7 @@ def test_without_room_a_fresh_engine_comes_after_the_old_one(world: Small) -> No
 
     assert world.state.last_generation == number + 1
     assert world.most_engines == 1
+    assert world.in_background == (False, False)
     assert champion_of(world) == 1
 
 
@@ -134,6 +138,7 @@ def test_with_room_a_fresh_engine_comes_beside_the_old_one(world: Small) -> None
 
     assert world.state.last_generation == number + 1
     assert world.most_engines == 2
+    assert world.in_background == (False, True)
 
 
 def test_a_crash_of_what_made_way_brings_the_champion_back(world: Small) -> None:

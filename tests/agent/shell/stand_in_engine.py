@@ -13,7 +13,7 @@ from agent import control
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("mood")
-    for name in ("control", "generation", "blame", "tcp", "unix"):
+    for name in ("control", "generation", "blame", "nice", "tcp", "unix"):
         parser.add_argument(f"--{name}", type=int)
     options = parser.parse_args()
     line = socket.socket(fileno=options.control)
@@ -58,10 +58,6 @@ def main() -> None:
             case control.Load(models):
                 if options.mood == "crash":
                     crash(models[0].model.encode())
-                if options.mood == "hangs":
-                    run_for(models[0].model.encode(), 3600)
-                if options.mood == "half-hangs":
-                    run_for(models[0].model.encode(), 3.1)
                 if options.mood == "stopped":
                     for _ in range(50):
                         say(control.Hung(models[0].model, "stopped after 1 s"))
@@ -69,6 +65,10 @@ def main() -> None:
                     say(control.Failed(models[0].model, "golden_mismatch", "3 of 40 differ"))
                     sys.exit(1)
                 say(control.Ready([control.Loaded(m.model, "x 1", 1.0, 1.0) for m in models]))
+                if options.mood == "hangs":
+                    run_for(models[0].model.encode(), 3600)
+                if options.mood == "half-hangs":
+                    run_for(models[0].model.encode(), 3.1)
                 env = [os.environ.get(n, "-") for n in ("OMP_NUM_THREADS", "FARFLUNG_RUNTIMES")]
                 say(control.Note(f"{message.threads} {message.nice} {message.memory_bytes} {env}"))
             case control.Report(True):
