@@ -30,7 +30,10 @@ def main() -> int:
     # The daemon has the clock and the name; it reads the level back.
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     wake = _wake_on_signals()
-    plan = read_plan(_first_line())
+    line = _first_line()
+    if not line:
+        return 0  # the daemon was gone before it could say anything
+    plan = read_plan(line)
     stop = threading.Event()
     pipelines = [Pipeline(each, plan, stop) for each in plan.pipelines]
     for pipeline in pipelines:
