@@ -83,6 +83,8 @@ class Answer:
     model: str
     version: str
     outputs: dict[str, Tensor]
+    parameters: dict[str, Any]
+    """What is to be known beside, such as `stream_restarted`."""
 
     def __getitem__(self, output: str) -> Tensor:
         return self.outputs[output]
@@ -160,15 +162,21 @@ class Client:
         return self._metadata[model]
 
     def infer(
-        self, model: str, inputs: Any, *, id: str = "", within_s: float | None = None
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        id: str = "",
+        within_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Answer:
         """Return all outputs for `inputs`: values by input name, or the value of the only one.
 
         A single row may come without its batch dimension. With `within_s` the device gives up
-        after that time.
+        after that time. `parameters` are the request's, such as `sequence_id` of a stream.
         """
         fields, parts = self._question(model, inputs, id, within_s)
-        fields["parameters"]["binary_data_output"] = True
+        fields["parameters"] |= {**(parameters or {}), "binary_data_output": True}
         return self._ask(model, fields, parts)
 
     def classify(
@@ -427,7 +435,13 @@ def _read_answer(body: bytes, length: int | None) -> Answer:
         shape = tuple(output["shape"])
         outputs[output["name"]] = Tensor(output["datatype"], shape, raw[at:end])
         at = end
-    return Answer(fields["id"], fields["model_name"], fields["model_version"], outputs)
+    return Answer(
+        fields["id"],
+        fields["model_name"],
+        fields["model_version"],
+        outputs,
+        fields.get("parameters", {}),
+    )
 
 
 def _reason(body: bytes) -> str:

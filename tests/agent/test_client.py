@@ -11,6 +11,7 @@ import pytest
 from agent.client import ApiError, Client
 from tests.agent.engine.harness import Listeners, Release, engine, one_hot
 from tests.agent.engine.models import onnx_classifier, onnx_text_picker
+from tests.agent.engine.speech import spoken, vad
 from wire.manifest import Task
 
 
@@ -23,7 +24,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listeners]:
         folder / "words", onnx_text_picker(), model="words", datatype="BYTES", task=Task()
     )
     with engine(kept) as started:
-        started.serve(Release(folder / "digits", onnx_classifier(), version=7), words)
+        digits = Release(folder / "digits", onnx_classifier(), version=7)
+        started.serve(digits, words, vad(folder / "vad"))
         yield kept
     kept.close()
 
@@ -78,6 +80,24 @@ def test_guesses_come_with_labels_and_take_feedback(api: Client) -> None:
         api.feedback(guesses.id, [1, 0], model="digits")
 
 
+def test_a_stream_is_heard_in_pieces(api: Client) -> None:
+    sound = spoken("Front_Center")[:8192]
+    stream = {"sequence_id": api.address}
+
+    scores = [
+        score
+        for place in range(0, len(sound), 2048)
+        for score in api.infer(
+            "vad", sound[place : place + 2048], parameters={**stream, "sequence_start": not place}
+        )["output"].tolist()
+    ]
+    last = api.infer("vad", sound[:512], parameters={**stream, "sequence_end": True})
+
+    assert len(scores) == len(sound) // 512
+    assert max(scores)[0] > 0.9
+    assert "stream_restarted" not in last.parameters
+
+
 def test_what_the_device_says_is_the_message_of_the_error(api: Client) -> None:
     for ask, status, says in [
         (lambda: api.infer("letters", [1.0]), 404, "expected one of"),
@@ -102,7 +122,7 @@ def test_a_time_that_is_up_is_worth_another_try(api: Client) -> None:
 
 def test_ready_and_models(api: Client) -> None:
     assert api.ready()
-    assert api.models() == ["digits", "words"]
+    assert api.models() == ["digits", "words", "vad"]
     assert not Client("unix:/nowhere").ready()
     with pytest.raises(ApiError, match="unix:/nowhere: no answer") as gone:
         Client("unix:/nowhere").models()
