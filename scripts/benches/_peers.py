@@ -21,11 +21,13 @@ from scripts.benches._common import note
 from tests.brokers import free_port
 
 CACHE = Path(__file__).parents[2] / ".cache" / "bench-peers"
-YARDSTICK = Path(__file__).with_name("_yardstick.py")
+YARDSTICK = Path(__file__).resolve().with_name("_yardstick.py")
 RUNTIMES = ("numpy==1.26.4", "onnxruntime==1.32.0", "ai-edge-litert==2.3.0")
 START_S = 60.0
 
 TRITON_MODEL = """
+import sys
+sys.path[:0] = {folders!r}
 import triton_python_backend_utils as pb
 from _yardstick import open_model
 
@@ -108,10 +110,12 @@ def _triton(stack: ExitStack, home: Path, files: dict[str, Path]) -> Peer:
     if not stub.is_dir():
         raise MissingError(f"nvidia-pytriton has no Python backend for {_python()}")
     shutil.copy(stub / "triton_python_backend_stub", backends / "python")
+    # Its stub has a mind of its own about PYTHONPATH.
+    folders = [str(packages), str(YARDSTICK.parent)]
     for name, path in files.items():
         folder = home / "models" / name / "1"
         folder.mkdir(parents=True)
-        (folder / "model.py").write_text(TRITON_MODEL.format(path=str(path)))
+        (folder / "model.py").write_text(TRITON_MODEL.format(path=str(path), folders=folders))
         kind, dims = ("TYPE_FP32", "[-1, -1, -1, -1]")
         config = TRITON_CONFIG.format(name=name, datatype=kind, dims=dims)
         (folder.parent / "config.pbtxt").write_text(config)
@@ -125,7 +129,7 @@ def _triton(stack: ExitStack, home: Path, files: dict[str, Path]) -> Peer:
     environ = {
         "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
         "PYTHONHOME": sys.base_prefix,
-        "PYTHONPATH": f"{packages}:{YARDSTICK.parent}",
+        "PYTHONPATH": str(packages),
     }
     return _begin(stack, "triton", command, environ, home, port=port, speaks_binary=True)
 
@@ -190,7 +194,7 @@ def _begin(
             took = time.monotonic() - began
             return Peer(name, ("127.0.0.1", port), process.pid, speaks_binary, took)
         time.sleep(0.05)
-    raise MissingError(f"it did not get ready within {START_S:g} s: {log.read_text()[-400:]}")
+    raise MissingError(f"it did not get ready within {START_S:g} s: {log.read_text()[:600]}")
 
 
 def _is_ready(port: int) -> bool:

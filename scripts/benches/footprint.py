@@ -1,9 +1,7 @@
 """What a device gives up for us: memory, idle processor time, and the time until it answers.
 
 A real agent serves MobileNetV2 in int8, once in ONNX and once in TFLite. Beside it stand a bare
-script that loads and runs the same file, and other servers with the same model. Memory is counted
-as if nothing else of this machine shared libraries with what is measured: of a page that others
-hold too, each of the measured processes that has the file open bears its part.
+script that loads and runs the same file, and other servers with the same model.
 """
 
 import subprocess
@@ -12,6 +10,7 @@ import tempfile
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -30,6 +29,7 @@ BARS = [
 ]
 MEBIBYTE = 1024 * 1024
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
+SYSTEM = ("/lib/", "/usr/lib/")
 SETTLE_S = 3.0
 RUNS = 5
 READY = b"GET /v2/models/mobilenet/ready HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -78,7 +78,7 @@ def _ours(home: Path, kind: str, path: Path, result: Result, *, idle_s: int) -> 
         time.sleep(idle_s)
         spent = cpu_seconds(agent.pid) + cpu_seconds(engine.pid) - before
         daemon_mb, engine_mb = memory_mb([agent.pid, engine.pid])
-    bare_mb = _bare(path)
+        bare_mb = _bare(path)
     result.runs[kind] = {
         "daemon_mb": daemon_mb,
         "engine_mb": engine_mb,
@@ -97,22 +97,21 @@ def _ours(home: Path, kind: str, path: Path, result: Result, *, idle_s: int) -> 
 
 
 def memory_mb(pids: list[int]) -> list[float]:
-    """Return what each takes as if these were all that shared pages: proportional set sizes."""
-    private = []
-    shared: list[dict[str, int]] = []
-    for pid in pids:
-        maps = psutil.Process(pid).memory_maps(grouped=True)
-        private.append(sum(each.private_clean + each.private_dirty for each in maps))
-        shared.append({each.path: each.shared_clean + each.shared_dirty for each in maps})
-    totals = []
-    for mine, files in zip(private, shared, strict=True):
-        parts = [
-            size / sum(1 for other in shared if other.get(path))
-            for path, size in files.items()
-            if size
-        ]
-        totals.append((mine + sum(parts)) / MEBIBYTE)
-    return totals
+    """Return the proportional set sizes as they were if only these ran Python and our libraries.
+
+    The libraries of the system itself count as they are: every device has others that hold them.
+    """
+    maps = [psutil.Process(pid).memory_maps(grouped=True) for pid in pids]
+    held = [{each.path for each in mine if each.shared_clean + each.shared_dirty} for mine in maps]
+
+    def part(each: Any) -> float:
+        if each.path.startswith(SYSTEM):
+            return float(each.pss)
+        sharers = sum(each.path in paths for paths in held)
+        shared = each.shared_clean + each.shared_dirty
+        return float(each.private_clean + each.private_dirty + shared / max(1, sharers))
+
+    return [sum(map(part, mine)) / MEBIBYTE for mine in maps]
 
 
 def _bare(path: Path) -> float:
