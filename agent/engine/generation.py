@@ -68,6 +68,8 @@ class Generation:
         self._exit_code = ORPHANED
         self._load = Load([])
         self._shadow_host: ShadowHost | None = None
+        self._badness: int | None = None
+        """To the kernel when memory runs out, as it was before the trial."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -103,6 +105,8 @@ class Generation:
         match message:
             case Load():
                 self._load = message
+                if message.nice > 0:  # a champion serves beside it
+                    self._badness = memory.go_first()
                 self._watch(message.invoke_s)
                 _start_trial(message, self._blame, self._tried)
             case Serve(invoke_s):
@@ -174,6 +178,8 @@ class Generation:
             self._shadow_host.close()
         priority.restore()
         memory.unlimit(self._load.memory_bytes)
+        if self._badness is not None:
+            memory.go_no_sooner(self._badness)
 
     def _report(self, *, windows: bool, final: bool) -> None:
         now = int(time.time())

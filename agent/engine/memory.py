@@ -1,7 +1,11 @@
-"""A limit to the memory of the process, that ends in an exception."""
+"""A limit to the memory of the process, ending in an exception; and who goes when all is short."""
 
+import contextlib
 import resource
 from pathlib import Path
+
+_BADNESS = Path("/proc/self/oom_score_adj")
+_FIRST = 500
 
 
 def limit(beyond_bytes: int) -> None:
@@ -24,3 +28,19 @@ def unlimit(beyond_bytes: int) -> None:
     if beyond_bytes <= 0:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def go_first() -> int:
+    """Be the first that the kernel ends when memory runs out; return the badness of before."""
+    try:
+        before = int(_BADNESS.read_text())
+        _BADNESS.write_text(str(max(before, _FIRST)))
+    except (OSError, ValueError):
+        return 0  # a kernel that does not tell ends whom it likes
+    return before
+
+
+def go_no_sooner(badness: int) -> None:
+    """Be as dear to the kernel as before."""
+    with contextlib.suppress(OSError):
+        _BADNESS.write_text(str(badness))

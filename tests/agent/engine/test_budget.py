@@ -140,3 +140,29 @@ def test_a_proven_model_serves_although_its_golden_samples_are_gone(tmp_path: Pa
         answer = started.load(release, golden=False)
 
     assert isinstance(answer, Ready)
+
+
+def test_a_challenger_is_the_first_to_go_when_memory_runs_out_and_a_champion_is_not(
+    tmp_path: Path, listeners: Listeners
+) -> None:
+    release = Release(tmp_path, onnx_classifier())
+    before = int(Path("/proc/self/oom_score_adj").read_text())
+
+    with engine(listeners) as started:
+        badness = Path(f"/proc/{started.process.pid}/oom_score_adj")
+        started.load(release, nice=10)
+        during = int(badness.read_text())
+        started.tell(Serve())
+        eventually(lambda: int(badness.read_text()) == before)
+
+    assert during == max(before, 500)
+
+
+def test_an_engine_that_starts_to_serve_is_no_sooner_to_go_than_others(tmp_path: Path) -> None:
+    release = Release(tmp_path, onnx_classifier())
+    before = Path("/proc/self/oom_score_adj").read_text()
+
+    with engine() as started:
+        started.load(release)
+
+        assert Path(f"/proc/{started.process.pid}/oom_score_adj").read_text() == before
