@@ -26,6 +26,10 @@ MAX_BATCH = 64
 MAX_BATCH_BYTES = 64 * 1024 * 1024
 """Of the tensor that a batch becomes."""
 
+_ORIENTATION = 0x0112
+"""The tag of EXIF that says how the camera was held."""
+_SIDEWAYS = range(5, 9)
+
 _REDUCING_GAP = 3.0
 """Shrink by whole numbers first, down to three times what is wanted: much faster, hardly seen."""
 
@@ -105,23 +109,22 @@ class ImageReader:
                 f"input {self.name}: expected a picture of at most {MAX_PIXELS} pixels, got "
                 f"{width} x {height}"
             )
-        wide, high = self._size
-        longest = 2 * max(wide, high)
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+        longest = 2 * max(self._size)
         # A JPEG decodes at a half, a quarter or an eighth at a fraction of the time and memory.
         picture.draft(None, (longest, longest))
-        upright = self._pil.ImageOps.exif_transpose(picture)
-        # The draft keeps proportions but for a pixel; a picture on its side changed them.
-        if (upright.width > upright.height) != (picture.width > picture.height):
+        if orientation in _SIDEWAYS:
             width, height = height, width
-        plain = self._plain(upright)
-        return self._resized(plain, width, height)
+        upright = picture if orientation == 1 else self._pil.ImageOps.exif_transpose(picture)
+        return self._resized(self._plain(upright), width, height)
 
     def _plain(self, picture: "Image") -> "Image":
         if picture.mode.startswith("I"):
             # 16 bits a pixel: the upper eight.
             deep = np.asarray(picture).astype(np.int64) >> 8
             picture = self._pil.Image.fromarray(deep.astype(np.uint8))
-        return picture.convert("L" if self._given.channels == "L" else "RGB")
+        mode = "L" if self._given.channels == "L" else "RGB"
+        return picture if picture.mode == mode else picture.convert(mode)
 
     def _resized(self, picture: "Image", width: int, height: int) -> tuple[Array, Frame]:
         wide, high = self._size

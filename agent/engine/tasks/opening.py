@@ -10,10 +10,11 @@ from agent.engine.tasks.classes import Classifier
 from agent.engine.tasks.desk import Desk
 from agent.engine.tasks.detection import Detector
 from agent.engine.tasks.plain import PlainTeller
-from agent.engine.tasks.text import MAX_VOCABULARY_BYTES, open_text
 from wire.manifest import Manifest, TensorSpec, Variant
 from wire.task import ImageInput, TableInput, TextInput
 from wire.twin import Reason
+
+MAX_VOCABULARY_BYTES = 16 * 1024 * 1024
 
 
 class FindFile(Protocol):
@@ -111,6 +112,8 @@ def _reader(manifest: Manifest, variant: Variant, find: FindFile) -> Reader:
 
             return TableReader(task.input, by_part["tensor"])
         case TextInput():
+            from agent.engine.tasks.text import open_text
+
             parts = {spec.name: part for part, spec in by_part.items()}
             order = [parts[spec.name] for spec in manifest.inputs]
             name = task.input.vocabulary
