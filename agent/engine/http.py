@@ -340,7 +340,8 @@ class Connection(asyncio.BufferedProtocol):
             self._streams = [
                 one for one in self._streams if one.open and one is not response.stream
             ]
-            self._streams.append(response.stream)
+            if response.stream.open:
+                self._streams.append(response.stream)
         leaving = self._server.draining and not self._queue and not self._holds()
         self._write(response, keep_alive=request.keep_alive and not leaving)
         if not request.keep_alive:

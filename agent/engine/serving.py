@@ -308,7 +308,11 @@ class Api:
     def _hear(self, served: Served, ear: Ear, streams: Streams, request: Request) -> Answer:
         """Answer a request of a stream."""
         asked = ear.read(self._regions, request.headers.get(_HEADER_LENGTH), _inflated(request))
-        part = streams.take(asked.sequence)
+        try:
+            part = streams.take(asked.sequence)
+        except BusyError as error:
+            served.board.dropped()
+            raise HttpError(503, str(error)) from None
 
         def write(id: str, outputs: list[Array]) -> Response:
             told = ear.tell(outputs)

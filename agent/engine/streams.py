@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.engine.errors import HttpError
+from agent.engine.errors import BusyError, HttpError
 from agent.engine.framing import Listener
 from agent.engine.model import Model
 from agent.engine.runtimes import Array
@@ -110,6 +110,11 @@ class LiveStream:
             self.failed = FAILED
             raise
 
+    def forget_if_over(self) -> None:
+        """Let go of the memory when nothing will ask for it: others may still hold the stream."""
+        if not self.open and not self.in_hand:
+            self._listener = None
+
 
 class Streams:
     """Finds the stream of each request. Not for two threads; `now` is monotonic."""
@@ -136,7 +141,8 @@ class Streams:
         `done`, `give_back` or `lose` has to follow.
 
         Raises:
-            HttpError: the stream is over or was never begun, or too many are open.
+            HttpError: the stream is over or was never begun.
+            BusyError: too many are open.
         """
         self.expire()
         first = sequence.start or sequence.id not in self._open
@@ -155,6 +161,7 @@ class Streams:
         stream.last_at = self._now()
         if stream.failed:
             self._close(stream, stream.failed)
+        stream.forget_if_over()
 
     def give_back(self, part: Part) -> None:
         """Undo `take`: the request was not run, and may be sent again."""
@@ -190,8 +197,7 @@ class Streams:
         if before is not None:
             self._close(before, "it was begun again")
         if len(self._open) >= MAX_OPEN:
-            raise HttpError(
-                503,
+            raise BusyError(
                 f"model {self._model.spec.model}: {MAX_OPEN} streams are open already; end one "
                 f"(sequence_end), or wait until one was idle for {self._idle_s} s",
             )
@@ -214,6 +220,7 @@ class Streams:
 
     def _close(self, stream: LiveStream, why: str) -> None:
         stream.open = False
+        stream.forget_if_over()
         if self._open.get(stream.id) is not stream:
             return
         del self._open[stream.id]
