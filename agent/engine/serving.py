@@ -289,6 +289,8 @@ class Api:
         assert desk is not None
 
         def job(read: Read) -> _Job:
+            if served.model.finite_only:
+                check_finite(served.model.manifest.inputs, read.inputs)
             return _Job(
                 served,
                 self._statistics[served.model.spec.model],

@@ -33,6 +33,7 @@ from tests.agent.engine.models import (
     tflite_classifier,
 )
 from wire.manifest import Task, TensorSpec
+from wire.task import Column, TableInput
 
 INFER = "/v2/models/digits/infer"
 PREDICT = "/v1/models/digits:predict"
@@ -79,6 +80,28 @@ def test_what_would_become_a_plausible_answer_is_refused_with_its_place(
         assert answer.status == 400
         assert answer.json["error"] == f"input image: expected finite numbers, got {bad} at [1, 2]"
     assert counts == [], "an app's mistake is no failure of the model"
+
+
+def test_a_row_that_becomes_infinite_is_refused_too(
+    tmp_path: Path, listeners: Listeners, client: Client
+) -> None:
+    columns = tuple(Column(name=name) for name in "abcd")
+    scores: dict[str, Any] = {
+        "kind": "classification",
+        "scores": "scores",
+        "scores_are": "logits",
+    }
+    task = Task(**scores, input=TableInput(columns=columns))
+
+    with engine(listeners) as started:
+        started.serve(Release(tmp_path / "r", onnx_quantized_classifier(), task=task))
+        row = b'{"a": 1, "b": 1e300, "c": 3, "d": 4}'
+        answer = client.ask("POST", PREDICT, b'{"instances": [%s]}' % row)
+
+    assert (answer.status, answer.json["error"]) == (
+        400,
+        "input image: expected finite numbers, got inf at [0, 1]",
+    )
 
 
 def test_a_model_that_computes_in_reals_takes_nan_and_may_answer_it(
