@@ -9,8 +9,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from scripts.benches._common import CannotMeasureError
-
 Address = tuple[str, int] | Path
 Tensor = NDArray[Any]
 ANSWER_S = 60.0
@@ -21,6 +19,12 @@ class Connection:
     """A kept connection to TCP (host, port) or to a Unix socket's path."""
 
     def __init__(self, address: Address) -> None:
+        self._address = address
+        self._connect()
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+
+    def _connect(self) -> None:
+        address = self._address
         if isinstance(address, Path):
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.settimeout(ANSWER_S)
@@ -28,7 +32,6 @@ class Connection:
         else:
             self._socket = socket.create_connection(address, ANSWER_S)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._buffer = memoryview(bytearray(BUFFER_BYTES))
 
     def close(self) -> None:
         """Hang up."""
@@ -37,7 +40,7 @@ class Connection:
     def _receive(self, filled: int) -> int:
         got = self._socket.recv_into(self._buffer[filled:])
         if got == 0:
-            raise CannotMeasureError("a server hung up in the middle of an answer")
+            raise ConnectionError("a server hung up")
         return filled + got
 
 
@@ -48,6 +51,15 @@ class Http(Connection):
 
     def call(self, request: bytes) -> bytes:
         """Send a request; return the answer's body."""
+        try:
+            return self._call(request)
+        except ConnectionError:
+            # Some end a connection that was idle for a few seconds.
+            self.close()
+            self._connect()
+            return self._call(request)
+
+    def _call(self, request: bytes) -> bytes:
         self._socket.sendall(request)
         filled, head_end = 0, -1
         while head_end < 0:
