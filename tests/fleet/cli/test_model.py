@@ -270,3 +270,56 @@ def test_push_sets_a_budget_and_show_tells_it(
     assert manifest.budget == Budget(invoke_ms=2.5, memory_bytes=12 * 1024 * 1024)
     assert "2.5 ms a run, 12" in shown.stdout
     assert "of memory" in shown.stdout
+
+
+TASK = """
+[input]
+kind = "table"
+
+[[input.columns]]
+name = "size"
+
+[[input.columns]]
+name = "fuel"
+kind = "category"
+categories = ["petrol", "diesel", "electric"]
+"""
+
+
+def test_a_task_is_pushed_with_its_model_and_shown(run: Fleet, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny.onnx")
+    (tmp_path / "task.toml").write_text(TASK)
+
+    pushed = run("model", "push", str(model), "--task", str(tmp_path / "task.toml"))
+
+    assert pushed.exit_code == 0, pushed.stderr
+    shown = run("model", "show", "tiny").stdout
+    assert "task        classification, logits in scores; apps send table as row\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("task", "code", "error"),
+    [
+        ("magic", 2, "expected classification, tensor or a .toml file, got 'magic'"),
+        ("nowhere.toml", 2, "File 'nowhere.toml' does not exist"),
+        (
+            TASK.replace('"diesel", ', ""),
+            1,
+            "3 features: expected an input of shape [batch, 3], got",
+        ),
+        (TASK.replace('kind = "table"', 'kind = "tables"'), 1, "input: Input tag 'tables'"),
+    ],
+)
+def test_a_task_that_is_none_for_the_model_is_not_pushed(
+    run: Fleet, tmp_path: Path, task: str, code: int, error: str
+) -> None:
+    model = write_model(tmp_path / "tiny.onnx")
+    if code == 1:
+        (tmp_path / "task.toml").write_text(task)
+        task = str(tmp_path / "task.toml")
+
+    refused = run("model", "push", str(model), "--task", task)
+
+    assert refused.exit_code == code
+    assert error in refused.stderr
+    assert "tiny" not in run("model", "list").stdout
