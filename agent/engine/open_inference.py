@@ -4,6 +4,7 @@ Tensors come as JSON, as bytes after the JSON and told apart by
 `Inference-Header-Content-Length`, in the order of the inputs, or in shared memory.
 """
 
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -417,7 +418,7 @@ def _read_outputs(
 ) -> tuple[Wanted, ...]:
     names = [spec.name for spec in specs]
     if items is None or items == []:
-        return tuple(Wanted(place, binary) for place in range(len(names)))
+        return _all_outputs(len(specs), binary)
     wanted = []
     for place, item in read_named(items, "output", names):
         what = f"output {names[place]}"
@@ -437,6 +438,11 @@ def _read_outputs(
     return tuple(wanted)
 
 
+@functools.cache
+def _all_outputs(count: int, binary: bool) -> tuple[Wanted, ...]:
+    return tuple(Wanted(place, binary) for place in range(count))
+
+
 def _raw_inference(model: Model, raw: memoryview) -> Inference:
     """Read a body that is one input's bytes alone; its size tells a variable dimension."""
     specs = model.manifest.inputs
@@ -452,5 +458,5 @@ def _raw_inference(model: Model, raw: memoryview) -> Inference:
     if model.finite_only:
         check_finite(specs, inputs)
     # Who sends raw bytes reads raw bytes, in the form every client of this protocol knows.
-    outputs = tuple(Wanted(place, binary=True) for place in range(len(model.manifest.outputs)))
+    outputs = _all_outputs(len(model.manifest.outputs), True)
     return Inference("", inputs, outputs)
