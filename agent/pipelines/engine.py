@@ -263,7 +263,7 @@ class Model:
             return Later(text, busy=True)
         if status == 404:
             self._takes = None
-        if status in (404, 410):
+        if status in (404, 408, 410):
             return Later(text)
         return Later(text, ours=True) if status >= 500 else Refused("refused", text)
 
