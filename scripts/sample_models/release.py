@@ -24,9 +24,9 @@ from wire.manifest import (
     File,
     Format,
     Manifest,
-    Task,
     Variant,
 )
+from wire.task import Task
 
 MODEL = "digits"
 GOLDEN_EACH = 3
