@@ -88,13 +88,13 @@ class Running:
             return counts if all(counts.get(k) == v for k, v in wanted.items()) else None
 
         try:
-            found: dict[str, Any] = eventually(there, 10)
+            found: dict[str, Any] = eventually(there, 20)
         except AssertionError:
             raise AssertionError(f"{wanted} not reached: {self.counts} {self.said}") from None
         return found
 
     def wait_until_said(self, text: str) -> None:
-        eventually(lambda: any(text in line for line in self.said), 10)
+        eventually(lambda: any(text in line for line in self.said), 20)
 
     def stop(self) -> int:
         """End its standard input, as the daemon does; return the exit code."""

@@ -126,24 +126,24 @@ def test_a_directory_that_is_not_there_is_waited_for(tmp_path: Path, api: str) -
 def test_an_engine_that_is_killed_costs_no_file(tmp_path: Path, listeners: Listeners) -> None:
     where = folder(tmp_path)
     release = Release(tmp_path / "release", onnx_classifier(), version=7)
-    for place in range(200):
+    for place in range(120):
         (where / f"{place:03}.raw").write_bytes(frame(place % 3))
     api = f"unix:{listeners.path}"
 
     with running(api, tmp_path, config('done = "delete"', "max_per_s = 100")) as it:
         # Nobody serves: the first question waits at the door.
         it.wait_for("door", taken=1, answered=0)
-        for part in (30, 80):
+        for part in (30, 70):
             with engine(listeners) as started:
                 started.serve(release)
                 eventually(lambda part=part: it.counts["door"]["answered"] >= part)
                 started.process.kill()
         with engine(listeners) as started:
             started.serve(release)
-            it.wait_for("door", taken=200, answered=200, failed={})
+            it.wait_for("door", taken=120, answered=120, failed={})
 
     found = records(tmp_path / "out.jsonl")
-    assert sorted(r["source"] for r in found) == [f"{place:03}.raw" for place in range(200)]
+    assert sorted(r["source"] for r in found) == [f"{place:03}.raw" for place in range(120)]
     assert all(answered(r) == int(r["source"][:3]) % 3 for r in found)
     assert not list(where.iterdir())
 

@@ -113,9 +113,9 @@ def test_a_frame_is_dropped_when_the_model_is_busy_if_that_is_wished(
     toml = ear(command, SIZE, 'when_busy = "drop"')
 
     with engine(listeners) as started, running(f"unix:{listeners.path}", tmp_path, toml) as it:
-        started.serve(Release(tmp_path / "release", onnx_slow_classifier(20)))
+        started.serve(Release(tmp_path / "release", onnx_slow_classifier(10)))
         it.wait_for("ear", answered=1)
-        with others(listeners, 85):
+        with others(listeners, 75):
             (tmp_path / "go").touch()
             counts = eventually(lambda: it.counts["ear"].get("dropped") and it.counts["ear"])
             assert set(counts["dropped"]) == {"model busy"}
