@@ -19,6 +19,8 @@ from wire.twin import Reason
 
 WARM_RUNS = 10
 WARM_S = 2.0
+MAX_WARMING_BYTES = 1024 * 1024
+"""Of the golden samples that a restart reads to get warm; more would take longer than it saves."""
 MAX_GOLDEN_BYTES = 256 * 1024 * 1024
 
 
@@ -190,7 +192,10 @@ def conform(model: Model, golden: Golden) -> Conformity:
 
 
 def _golden_at_hand(model: Model) -> Golden | None:
-    """Return golden samples to get warm with, None when there are none: nothing rests on them."""
+    """Return golden samples to get warm with, if there are some and few: nothing rests on them."""
+    file = model.manifest.golden
+    if file is None or file.size_bytes > MAX_WARMING_BYTES:
+        return None
     try:
         return read_golden(model)
     except CannotRunError:
