@@ -29,7 +29,7 @@ from wire.task import Column, TableInput, TextInput
 ANSWER_S = 10.0
 MAX_GROWTH_BYTES = 4 * 1024 * 1024
 FUZZ = settings(
-    max_examples=300,
+    max_examples=200,
     deadline=None,
     derandomize=True,
     database=None,
@@ -298,7 +298,7 @@ def test_near_misses_of_inferences_are_answered_and_never_with_a_500(target: Tar
     }
     assert seen == {200}
 
-    @settings(FUZZ, max_examples=800)
+    @settings(FUZZ, max_examples=500)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         model, path, body = data.draw(st.sampled_from(INFERENCES))
