@@ -14,8 +14,9 @@ from agent.control import ModelSpec
 from agent.engine.runtimes import open_with
 from tests.agent.engine.harness import Answer, Client
 from wire.codec import encode
-from wire.manifest import File, Manifest, Quantization, Task, TensorSpec, Variant
+from wire.manifest import File, Manifest, Quantization, TensorSpec, Variant
 from wire.stream import Stream
+from wire.task import Task
 
 RATE_HZ = 16_000
 SOUNDS = Path("/usr/share/sounds/alsa")

@@ -22,7 +22,7 @@ from tests.agent.engine.speech import (
     vad,
     wake_word,
 )
-from wire.manifest import Task
+from wire.task import Task
 
 
 def plain(folder: Path, version: int) -> ListeningRelease:
