@@ -26,18 +26,19 @@ def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
     Raises:
         TensorError: it is no list of positive integers, or one that does not fit.
     """
+    if isinstance(shape, list) and len(shape) == len(spec.shape):
+        for want, size in zip(spec.shape, shape, strict=True):
+            if type(size) is not int or size < 1 or want not in (-1, size):
+                break
+        else:
+            return tuple(shape)
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
         raise TensorError(
             f"input {spec.name}: shape: expected positive integers, got {_short(shape)}"
         )
-    if len(shape) != len(spec.shape) or any(
-        want not in (-1, size) for want, size in zip(spec.shape, shape, strict=True)
-    ):
-        raise TensorError(
-            f"input {spec.name}: shape: expected {list(spec.shape)} (-1: any size), "
-            f"got {_short(shape)}"
-        )
-    return tuple(shape)
+    raise TensorError(
+        f"input {spec.name}: shape: expected {list(spec.shape)} (-1: any size), got {_short(shape)}"
+    )
 
 
 def from_json(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> Array:
@@ -113,6 +114,14 @@ def to_list(array: Array) -> list[Any]:
     return flat
 
 
+def all_finite(array: Array) -> bool:
+    """Whether there is no NaN and no infinity."""
+    flat = array.ravel()
+    # A sum of squares is finite only if all of them are, and quick; where it is too large for its
+    # type, each is looked at.
+    return math.isfinite(np.dot(flat, flat)) or bool(np.isfinite(flat).all())
+
+
 def check_finite(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> None:
     """Check that there is no NaN and no infinity.
 
@@ -120,7 +129,7 @@ def check_finite(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> None:
         TensorError: there is; the message names the tensor and the place.
     """
     for spec, array in zip(specs, arrays, strict=True):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not all_finite(array):
             flat = array.ravel()
             place = int(np.argmin(np.isfinite(flat)))
             indices = [int(index) for index in np.unravel_index(place, array.shape)]
@@ -163,6 +172,8 @@ def same_batch(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> None:
     Raises:
         TensorError: they do not.
     """
+    if len(specs) == 1:
+        return
     rows = {
         spec.name: array.shape[0]
         for spec, array in zip(specs, arrays, strict=True)
@@ -190,7 +201,7 @@ def _cast(spec: TensorSpec, plain: Array) -> Array:
             )
     with np.errstate(over="ignore"):
         array: Array = plain.astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(array).all():
+    if dtype.kind == "f" and not all_finite(array):
         lost = np.isfinite(plain.astype(np.float64)) & ~np.isfinite(array)
         if lost.any():
             raise TensorError(
