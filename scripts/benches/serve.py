@@ -2,9 +2,10 @@
 
 A real agent serves three models: digits in int8, ONNX and TFLite, and a float one for images. One
 raw client asks everybody in turn, round after round: the engine over TCP and a Unix socket, the
-yardstick (the same runtime behind frames on a Unix socket), the runtime in this process, and other
-servers. Inputs differ from call to call. The engine's scoreboard counts every answer, and one in
-ten gets its label, untimed. A figure is the worst round's ratio of medians.
+runtime in this process, other servers, and before each of them the yardstick (the same runtime
+behind frames on a Unix socket). Inputs differ from call to call. The engine's scoreboard counts
+every answer, and one in ten gets its label, untimed. A figure is the worst round's ratio of
+medians.
 """
 
 import itertools
@@ -102,7 +103,7 @@ def measure(quick: bool) -> Result:
             site = Site(name, path, _inputs(path), _tcp(agent.url), work / "api.sock")
             with ExitStack() as connections:
                 targets = _targets(connections, work, site, peers)
-                turns = (20 if quick else 60) if name == IMAGE else (150 if quick else 600)
+                turns = (10 if quick else 40) if name == IMAGE else (120 if quick else 500)
                 _rounds(targets, 5 if quick else 7, turns)
             result.runs[name] = {who: target.rounds_us for who, target in targets.items()}
             _tell(name, result.runs[name])
@@ -259,9 +260,13 @@ def _rounds(targets: dict[str, Target], rounds: int, turns: int) -> None:
     for turn in range(WARM_TURNS):
         for target in targets.values():
             target.call(turn % INPUTS)
+    yardstick = targets[YARDSTICK]
     for _ in range(rounds):
         for turn in range(turns):
             for target in targets.values():
+                # Before each, so that nobody finds the processor's caches as he left them.
+                if target is not yardstick:
+                    yardstick.ask(turn)
                 target.ask(turn)
         for target in targets.values():
             target.end_round()
@@ -300,7 +305,7 @@ def _sum_up(result: Result, peers: list[str]) -> None:
         kinds: dict[str, float] = {}
         for model in (*SMALL, IMAGE):
             rounds = result.runs[model]
-            [theirs] = [each for each in rounds if each.startswith(name)]
+            [theirs] = [each for each in rounds if each.startswith(f"{name} ")]
             ahead.append(_worst(rounds[f"tcp {theirs.split()[-1]}"], rounds[theirs]))
             kind = "image" if model == IMAGE else "small"
             ratio = _worst(rounds[theirs], rounds[IN_PROCESS])
