@@ -335,6 +335,13 @@ class Task(Part):
             if name not in by_name and (what != "detection.classes" or name is not None):
                 raise ValueError(f"task.{what}: expected one of {list(by_name)}, got {name!r}")
         spec, scores = by_name[boxes.boxes], by_name[self.scores or ""]
+        strides = boxes.anchors.strides if boxes.anchors is not None else ()
+        if boxes.anchors is not None and boxes.form != "centre":
+            raise ValueError("task.detection.form: expected centre where there are anchors")
+        if strides and not isinstance(self.input, ImageInput):
+            raise ValueError("task.detection.anchors.strides: expected task.input of kind image")
+        if not spec.shape or not scores.shape:
+            return  # the model file leaves them open; the trial will tell
         width = 4 + 2 * boxes.points
         if len(spec.shape) != 3 or spec.shape[2] not in (width, -1):
             raise ValueError(
@@ -347,12 +354,8 @@ class Task(Part):
                 f"task.scores: expected an output of {rank} dimensions and as many anchors as "
                 f"{spec.name} {list(spec.shape)} has, got {scores.name} {list(scores.shape)}"
             )
-        if boxes.anchors is None or not boxes.anchors.strides:
+        if boxes.anchors is None or not isinstance(self.input, ImageInput) or not strides:
             return
-        if boxes.form != "centre":
-            raise ValueError("task.detection.form: expected centre where there are anchors")
-        if not isinstance(self.input, ImageInput):
-            raise ValueError("task.detection.anchors.strides: expected task.input of kind image")
         made = boxes.anchors.count(*self.input.size(self.fed(inputs)["tensor"]))
         if _differ(spec.shape[1], made):
             raise ValueError(

@@ -300,7 +300,9 @@ def _order(
         )
     for spec in wanted:
         port = ports[places[spec.name]]
-        if spec.datatype != port.datatype or not _fits(spec.shape, port.shape):
+        # Of an output the runtime may know more than the file says.
+        left_open = kind == "output" and _fits(port.shape, spec.shape)
+        if spec.datatype != port.datatype or not (left_open or _fits(spec.shape, port.shape)):
             raise CannotRunError(
                 Reason.BAD_MANIFEST,
                 f"{kind} {spec.name}: the manifest has {spec.datatype} {list(spec.shape)}, "
@@ -312,7 +314,7 @@ def _order(
 def _fits(said: tuple[int, ...], made: tuple[int, ...]) -> bool:
     """Whether a manifest's shape agrees with a file's; a file for one row serves any batch."""
     if len(said) != len(made):
-        return not made  # ONNX outputs may come without a shape
+        return not (said and made)  # a file may leave an output's shape open
     return all(
         b in (a, -1) or (place == 0 and (a, b) == (-1, 1))
         for place, (a, b) in enumerate(zip(said, made, strict=True))

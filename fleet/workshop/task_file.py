@@ -70,8 +70,8 @@ def check_task(where: str, manifest: Manifest, held: dict[str, bytes]) -> None:
         )
     if boxes is not None and boxes.anchors is not None and boxes.anchors.file is not None:
         name = boxes.anchors.file
-        made = next(output for output in manifest.outputs if output.name == boxes.boxes).shape[1]
-        _check_anchors(name, held[name], made)
+        shape = next(each for each in manifest.outputs if each.name == boxes.boxes).shape
+        _check_anchors(name, held[name], shape[1] if shape else -1)
 
 
 def _check_keys(path: Path, where: str, kind: type[BaseModel], fields: Any) -> None:

@@ -42,7 +42,8 @@ class Detector:
         self._least = self._threshold
         if task.scores_are == "logits":
             self._least = _logit(self._threshold)
-        made = outputs[self._scores].shape[-1] - self._how.background
+        shape = outputs[self._scores].shape
+        made = shape[-1] - self._how.background if shape else 0
         self.classes = len(labels) if self._classes is not None or made < 1 else made
         """How many kinds of objects there are, and the number that stands for nothing."""
         self.outputs: tuple[TensorSpec, ...] = (
@@ -100,10 +101,10 @@ class Detector:
     def _check_counts(self, boxes: Array, scores: Array) -> None:
         """Refuse outputs whose variable dimensions came out otherwise than the task expects."""
         width = 4 + 2 * self._how.points
-        counts = {scores.shape[1], boxes.shape[1]}
+        counts = {scores.shape[1:2], boxes.shape[1:2]}
         if self._anchors is not None:
-            counts.add(len(self._anchors))
-        if len(counts) != 1 or boxes.shape[2] != width:
+            counts.add((len(self._anchors),))
+        if len(counts) != 1 or boxes.shape[2:] != (width,) or scores.ndim != 3:
             raise AnswerError(
                 f"the model's boxes {list(boxes.shape)}, scores {list(scores.shape)} and "
                 f"{'no' if self._anchors is None else len(self._anchors)} anchors do not go "

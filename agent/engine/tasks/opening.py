@@ -55,7 +55,7 @@ def open_detector(
         spec = task.fed(manifest.inputs)["tensor"]
         anchors = grid(how.anchors, *task.input.size(spec))
     boxes = next(spec for spec in outputs if spec.name == how.boxes)
-    if anchors is not None and boxes.shape[1] not in (-1, len(anchors)):
+    if anchors is not None and boxes.shape and boxes.shape[1] not in (-1, len(anchors)):
         raise CannotRunError(
             Reason.BAD_MANIFEST,
             f"anchors: expected {boxes.shape[1]} as {boxes.name} has, got {len(anchors)}",

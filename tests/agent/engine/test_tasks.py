@@ -428,6 +428,58 @@ def test_outputs_that_do_not_go_with_the_task_are_found_at_the_trial(tmp_path: P
     assert "scores [1, 3, 1] and 2 anchors do not go together" in failed.detail
 
 
+def post_processed() -> bytes:
+    """Return a detector that ends as TensorFlow's do: corners, classes and scores of two boxes."""
+    answers = {
+        "boxes": np.array([[[0.25, 0.5, 0.75, 1.0], [0, 0, 1, 1]]], np.float32),
+        "classes": np.array([[1, 0]], np.float32),
+        "scores": np.array([[0.75, 0.1]], np.float32),
+    }
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "none"], ["nothing"]),
+        *(helper.make_node("Add", [f"all {name}", "nothing"], [name]) for name in answers),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "post",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 8, 3])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "n", 4][: array.ndim])
+            for name, array in answers.items()
+        ],
+        [
+            *(numpy_helper.from_array(array, f"all {name}") for name, array in answers.items()),
+            numpy_helper.from_array(np.float32(0), "none"),
+        ],
+    )
+    return onnx_bytes(graph)
+
+
+def test_a_model_that_ends_in_detections_needs_no_anchors(
+    tmp_path: Path, listeners: Listeners
+) -> None:
+    page = (Path(__file__).parents[3] / "docs/tasks.md").read_text()
+    [task] = [part for part in page.split("```toml\n") if 'classes = "classes"' in part]
+    (tmp_path / "post.onnx").write_bytes(post_processed())
+    (tmp_path / "task.toml").write_text(task.partition("```")[0])
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    options = {"--task": tmp_path / "task.toml", "--labels": tmp_path / "labels.txt"}
+    release = TaskRelease(tmp_path / "release", "pets", [tmp_path / "post.onnx"], options)
+
+    with engine(listeners) as started:
+        started.tell(Load([release.spec]))
+        assert isinstance(started.hear(), Ready)
+        started.tell(Serve())
+        client = Client(listeners.port)
+        answer = ask(client, "pets", png(Image.new("RGB", (40, 80))), "image/png")
+        client.close()
+
+    assert answer["detections"] == [
+        {"label": "dog", "class": 1, "score": 0.75, "box": [20, 20, 40, 60]}
+    ]
+
+
 def test_anchors_may_come_in_a_file_of_the_release(tmp_path: Path, listeners: Listeners) -> None:
     options = tasks.write_face(tmp_path)
     text = options["--task"].read_text()
