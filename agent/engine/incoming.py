@@ -171,8 +171,9 @@ class Incoming:
     def _next(self, at: int, end: int) -> int:
         """Take up something of the buffer; return up to where."""
         if not self.reading:
-            head_end = self._hall.buffer.find(_HEAD_END, at, end) + len(_HEAD_END)
-            if head_end > at:
+            found = self._hall.buffer.find(_HEAD_END, at, end)
+            if found >= 0:
+                head_end = found + len(_HEAD_END)
                 head = self._head(bytes(self._hall.view[at:head_end]))
                 return head_end if head is None else self._begin_body(head, head_end, end)
         self._feed(bytes(self._hall.view[at:end]))
