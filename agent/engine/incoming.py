@@ -183,6 +183,9 @@ class Incoming:
         """Return a head with a body to come; None where the parser saw to it or goes on with it."""
         if data == self._last_head.data:
             return self._last_head
+        if len(data) > MAX_HEAD_BYTES:
+            self._refuse(431, f"head: expected at most {MAX_HEAD_BYTES} bytes, got {len(data)}")
+            return None
         self._feed(data)
         if not self.reading or b"content-length" not in self._headers:
             return None
@@ -239,10 +242,16 @@ class Incoming:
     # -- the parser: everything else, such as heads in parts and chunked bodies
 
     def _feed(self, data: bytes) -> None:
-        if not self._head_done:
-            self._head_bytes += len(data)
+        size = len(data)
+        self._began = False
+        self._parse(data)
+        # What began in the middle of `data` is counted from the next bytes on.
+        if self.reading and not self._head_done and not self._began:
+            self._head_bytes += size
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(431, f"head: expected at most {MAX_HEAD_BYTES} bytes, got more")
+
+    def _parse(self, data: bytes) -> None:
         while data:
             try:
                 self._parser.feed_data(data)
@@ -255,6 +264,7 @@ class Incoming:
     def on_message_begin(self) -> None:
         """Start a new request."""
         self.reading = True
+        self._began = True
         self._target = b""
         self._headers = {}
         self._head_bytes = 0
