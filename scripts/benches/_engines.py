@@ -15,15 +15,12 @@ def main() -> None:
     """Wait for another engine, then for the end of the old one."""
     agent, old = sys.argv[1:]
     children = Path(f"/proc/{agent}/task/{agent}/children")
-    known: dict[str, bool] = {old: True}
     begin = 0.0
     until = time.monotonic() + LIMIT_S
     while time.monotonic() < until:
         there = children.read_text().split()
-        for pid in there:
-            if pid not in known:
-                known[pid] = _is_engine(pid)
-        if not begin and any(known[pid] for pid in there if pid != old):
+        # Asked again each time: a child is not at once what it becomes.
+        if not begin and any(_is_engine(pid) for pid in there if pid != old):
             begin = time.monotonic()
         if begin and old not in there:
             print(begin, time.monotonic())

@@ -163,7 +163,9 @@ class Bench:
             text=True,
         )
         swap()
-        out, _ = watch.communicate(timeout=60)
+        out, _ = watch.communicate(timeout=90)
+        if watch.returncode != 0:
+            raise CannotMeasureError(f"{name}: no second engine was seen")
         begin, end = map(float, out.split())
         self.swaps.append(Span(name, begin, end))
         note(f"{name}: {time.monotonic() - began:.2f} s, two engines for {end - begin:.2f} s")
