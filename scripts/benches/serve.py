@@ -1,9 +1,9 @@
 """What an answer takes beside the model itself: the local API against a bare server of frames.
 
 A real agent serves three models: digits in int8, ONNX and TFLite, and a float one for images. One
-raw client asks everybody in turn, round after round: the engine over TCP and a Unix socket, the
-runtime in this process, other servers, and before each of them the yardstick (the same runtime
-behind frames on a Unix socket). Inputs differ from call to call. The engine's scoreboard counts
+raw client asks the engine over TCP and a Unix socket, the runtime in this process and other
+servers, round after round, each of them in turns with the yardstick: the same runtime behind frames
+on a Unix socket. Inputs differ from call to call. The engine's scoreboard counts
 every answer, and one in ten gets its label, untimed. A figure is the worst round's ratio of
 medians.
 """
@@ -60,6 +60,8 @@ class Target:
     took_us: list[float] = field(default_factory=list)
     rounds_us: list[float] = field(default_factory=list)
     """The median of every round."""
+    beside_us: list[float] = field(default_factory=list)
+    """That of the yardstick, asked in turns with this one."""
 
     def ask(self, turn: int) -> None:
         """Ask once, if it is its turn."""
@@ -106,7 +108,9 @@ def measure(quick: bool) -> Result:
                 turns = (10 if quick else 40) if name == IMAGE else (120 if quick else 500)
                 _rounds(targets, 5 if quick else 7, turns)
             result.runs[name] = {who: target.rounds_us for who, target in targets.items()}
-            _tell(name, result.runs[name])
+            beside = {_beside(who): target.beside_us for who, target in targets.items()}
+            result.runs[name] |= beside
+            _tell(name, result.runs[name], list(targets))
     _sum_up(result, [peer.name for peer in peers])
     return result
 
@@ -260,22 +264,28 @@ def _rounds(targets: dict[str, Target], rounds: int, turns: int) -> None:
     for turn in range(WARM_TURNS):
         for target in targets.values():
             target.call(turn % INPUTS)
-    yardstick = targets[YARDSTICK]
+    yardstick = targets.pop(YARDSTICK)
     for _ in range(rounds):
-        for turn in range(turns):
-            for target in targets.values():
-                # Before each, so that nobody finds the processor's caches as he left them.
-                if target is not yardstick:
-                    yardstick.ask(turn)
-                target.ask(turn)
         for target in targets.values():
+            # In turns with each alone: both find the processor's caches as the other left them.
+            for turn in range(turns):
+                if turn % target.every == 0:
+                    yardstick.ask(turn)
+                    target.ask(turn)
             target.end_round()
+            yardstick.end_round()
+            target.beside_us.append(yardstick.rounds_us[-1])
 
 
-def _tell(model: str, rounds: dict[str, list[float]]) -> None:
-    note(f"{model}: median of {len(rounds[YARDSTICK])} rounds, worst round over the yardstick")
-    for who, took in rounds.items():
-        note(f"  {who:22}{median(took):10.1f} us {_worst(took, rounds[YARDSTICK]):7.2f} x")
+def _beside(who: str) -> str:
+    return f"{YARDSTICK} beside {who}"
+
+
+def _tell(model: str, runs: dict[str, list[float]], names: list[str]) -> None:
+    note(f"{model}: median of {len(runs[IN_PROCESS])} rounds, worst round over the yardstick")
+    for who in names:
+        took, yardstick = runs[who], runs[_beside(who)]
+        note(f"  {who:22}{median(took):10.1f} us {_worst(took, yardstick):7.2f} x")
 
 
 def _worst(ours: list[float], theirs: list[float]) -> float:
@@ -283,9 +293,9 @@ def _worst(ours: list[float], theirs: list[float]) -> float:
 
 
 def _sum_up(result: Result, peers: list[str]) -> None:
-    def worst(models: tuple[str, ...], ways: tuple[str, ...], against: str) -> float:
+    def worst(models: tuple[str, ...], ways: tuple[str, ...], against: str = "") -> float:
         return max(
-            _worst(result.runs[model][way], result.runs[model][against])
+            _worst(result.runs[model][way], result.runs[model][against or _beside(way)])
             for model in models
             for way in ways
         )
@@ -294,9 +304,9 @@ def _sum_up(result: Result, peers: list[str]) -> None:
     image = ("tcp binary", "unix binary")
     shared = ("tcp shared memory", "unix shared memory")
     result.figures |= {
-        "small_to_yardstick": worst(SMALL, small, YARDSTICK),
-        "image_to_yardstick": worst((IMAGE,), image, YARDSTICK),
-        "shm_to_yardstick": worst((IMAGE,), shared, YARDSTICK),
+        "small_to_yardstick": worst(SMALL, small),
+        "image_to_yardstick": worst((IMAGE,), image),
+        "shm_to_yardstick": worst((IMAGE,), shared),
         "small_to_in_process": worst(SMALL, small, IN_PROCESS),
         "image_to_in_process": worst((IMAGE,), image, IN_PROCESS),
     }
