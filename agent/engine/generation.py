@@ -31,9 +31,10 @@ from agent.engine import memory, priority
 from agent.engine.blame import Blame
 from agent.engine.http import HttpServer, Request
 from agent.engine.model import read_manifest, variant_of
+from agent.engine.running import Answer
 from agent.engine.runtimes import CannotRunError, cannot_run, ensure_imported
 from agent.engine.served import Served
-from agent.engine.serving import Answer, Api
+from agent.engine.serving import Api
 from agent.engine.shadow import ShadowHost
 from agent.engine.trial import Passed, try_model
 from agent.engine.watchdog import Watchdog

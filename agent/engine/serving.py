@@ -6,27 +6,23 @@ import time
 import urllib.parse
 import zlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from agent.engine import open_inference, tf_serving
-from agent.engine.errors import AnswerError, BusyError, HttpError, bad_request
+from agent.engine.errors import BusyError, HttpError, bad_request
 from agent.engine.hearing import Ear
 from agent.engine.http import MAX_BODY_BYTES, Request, Response, refusal
-from agent.engine.lane import DeadlineError, LaneFullError, Runner, Turn
 from agent.engine.open_inference import read_object, write_json
+from agent.engine.running import Answer, Job, read_then_run, run, run_part
 from agent.engine.runtimes import Array
 from agent.engine.scoreboard import LabelError, UnknownRequestError
 from agent.engine.served import Served
 from agent.engine.shared_memory import Regions
-from agent.engine.statistics import Course, Statistics
-from agent.engine.streams import Part, Streams
+from agent.engine.statistics import Statistics
+from agent.engine.streams import Streams
 from agent.engine.tasks import Item, Read, Told
-from agent.engine.tasks.desk import Desk
 from agent.engine.tensors import TensorError, check_finite
 from wire import VERSION
-
-Answer = Response | Awaitable[Response]
 
 _HEADER_LENGTH = b"inference-header-content-length"
 _ALIVE = {"live": True, "ready": True}
@@ -45,55 +41,6 @@ _UNOFFERED = {
     ),
 }
 _LEAST_COMPRESSED_BYTES = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A request that was read and is to be run."""
-
-    served: Served
-    statistics: Statistics
-    request: Request
-    id: str
-    inputs: list[Array]
-    write: Callable[[str, list[Array]], Response]
-    read_at: float
-    within_s: float | None = None
-    items: tuple[Item, ...] = ()
-    """What the inputs were read from, where an app sent no tensors."""
-
-    part: Part | None = None
-    """Of a stream, where the model listens."""
-
-    @property
-    def runner(self) -> Runner | None:
-        """What runs in place of the model alone."""
-        if self.part is None:
-            return None
-        hear = self.part.stream.hear
-        return lambda inputs: hear(inputs[0])
-
-    @property
-    def expected_ms(self) -> float | None:
-        """How long its run takes; None: as its inputs' size tells."""
-        if self.part is None:
-            return None
-        return self.part.stream.expected_ms(self.inputs[0], self.served.lane.invoke_ms)
-
-    @property
-    def rows(self) -> int:
-        """How many inferences the request asks for."""
-        if self.part is not None:
-            return 1
-        batched = self.served.model.manifest.inputs[0].shape[:1] == (-1,)
-        return self.inputs[0].shape[0] if batched else 1
-
-    @property
-    def left_s(self) -> float | None:
-        """How long its app still waits; None: as long as it takes."""
-        if self.within_s is None:
-            return None
-        return self.within_s - (time.perf_counter() - self.request.came_at)
 
 
 class Api:
@@ -225,8 +172,8 @@ class Api:
                 write=lambda id, told: open_inference.write_answer(model, asked, id, told.tensors),
                 within_s=asked.within_s,
             )
-        return _run(
-            _Job(
+        return run(
+            Job(
                 served,
                 self._statistics[served.model.spec.model],
                 request,
@@ -250,8 +197,8 @@ class Api:
                 asked.items,
                 write=lambda id, told: tf_serving.write_told(model, asked, id, told),
             )
-        return _run(
-            _Job(
+        return run(
+            Job(
                 served,
                 self._statistics[served.model.spec.model],
                 request,
@@ -288,10 +235,10 @@ class Api:
         desk = served.model.desk
         assert desk is not None
 
-        def job(read: Read) -> _Job:
+        def job(read: Read) -> Job:
             if served.model.finite_only:
                 check_finite(served.model.manifest.inputs, read.inputs)
-            return _Job(
+            return Job(
                 served,
                 self._statistics[served.model.spec.model],
                 request,
@@ -304,8 +251,8 @@ class Api:
             )
 
         if desk.reader.is_quick(items):
-            return _run(job(desk.reader.read(items)))
-        return _read_later(served, desk, items, job)
+            return run(job(desk.reader.read(items)))
+        return read_then_run(served, desk, items, job)
 
     def _hear(self, served: Served, ear: Ear, streams: Streams, request: Request) -> Answer:
         """Answer a request of a stream."""
@@ -320,7 +267,7 @@ class Api:
             told = ear.tell(outputs)
             return ear.write(asked, id, told, restarted=part.stream.tell_restarted())
 
-        job = _Job(
+        job = Job(
             served,
             self._statistics[served.model.spec.model],
             request,
@@ -331,7 +278,7 @@ class Api:
             asked.within_s,
             part=part,
         )
-        return _run_part(job, streams, part)
+        return run_part(job, streams, part)
 
     def _new_id(self) -> str:
         self._count += 1
@@ -398,130 +345,6 @@ class Api:
         raise HttpError(
             404, f"request {id[:80]!r} is not, or no longer, remembered; name its model too"
         )
-
-
-async def _read_later(
-    served: Served, desk: Desk, items: tuple[Item, ...], job: Callable[[Read], _Job]
-) -> Response:
-    try:
-        read = await desk.queue(items)
-    except BusyError as error:
-        served.board.dropped()
-        raise HttpError(503, f"model {served.model.spec.model}: {error}") from None
-    answer = _run(job(read))
-    return answer if isinstance(answer, Response) else await answer
-
-
-def _run_part(job: _Job, streams: Streams, part: Part) -> Answer:
-    """Run a request of a stream, and keep the stream's books whatever comes of it."""
-    try:
-        answer = _run(job)
-    except Exception as error:
-        _settle(streams, part, error)
-        raise
-    if isinstance(answer, Response):
-        return _parted(answer, streams, part)
-    return _wait_for_part(answer, streams, part)
-
-
-async def _wait_for_part(answer: Awaitable[Response], streams: Streams, part: Part) -> Response:
-    try:
-        response = await answer
-    except Exception as error:
-        _settle(streams, part, error)
-        raise
-    return _parted(response, streams, part)
-
-
-def _parted(response: Response, streams: Streams, part: Part) -> Response:
-    streams.done(part)
-    response.stream = part.stream
-    return response
-
-
-def _settle(streams: Streams, part: Part, error: Exception) -> None:
-    match error.__cause__:
-        case LaneFullError():
-            streams.give_back(part)
-        case DeadlineError():
-            streams.lose(part)
-        case _:
-            streams.done(part)
-
-
-def _run(job: _Job) -> Answer:
-    lane = job.served.lane
-    left_s = job.left_s
-    if left_s is not None and left_s <= 0:
-        late = DeadlineError()
-        raise _failed(job, late) from late
-    if not lane.is_quick(job.inputs, job.expected_ms):
-        return _run_later(job, left_s)
-    try:
-        turn = lane.run(job.inputs, job.runner)
-    except Exception as error:
-        raise _failed(job, error) from error
-    return _answer(job, turn)
-
-
-async def _run_later(job: _Job, left_s: float | None) -> Response:
-    try:
-        turn = await job.served.lane.queue(job.inputs, left_s, job.runner)
-    except Exception as error:
-        raise _failed(job, error) from error
-    return _answer(job, turn)
-
-
-def _answer(job: _Job, turn: Turn) -> Response:
-    served, came_at = job.served, job.request.came_at
-    try:
-        classes, tops = served.model.classify(turn.outputs)
-        response = job.write(job.id, turn.outputs)
-    except Exception as error:
-        raise _failed(job, error) from error
-    written_at = time.perf_counter()
-    outcome = served.board.answered(job.id, (written_at - came_at) * 1e6, classes, tops)
-    if served.model.classes is None:
-        served.board.values.answered(job.id, turn.outputs[0])
-    job.statistics.answered(
-        Course(came_at, job.read_at, turn.began_at, turn.ended_at, written_at), job.rows
-    )
-    if served.feed is not None and job.part is not None:
-        served.feed.offer_part(job.part, job.inputs[0], turn.outputs, outcome)
-    elif served.feed is not None:
-        served.feed.offer(job.inputs, turn.outputs, outcome, job.items)
-    return response
-
-
-def _failed(job: _Job, error: Exception) -> Exception:
-    """Count a request without an answer by whose fault it is; return what its app is told."""
-    served = job.served
-    job.statistics.failed(time.perf_counter() - job.request.came_at)
-    match error:
-        case HttpError():
-            return error
-        case LaneFullError():
-            served.board.dropped()
-            return HttpError(503, str(error))
-        case DeadlineError():
-            served.board.dropped()
-            return HttpError(
-                503,
-                f"model {served.model.spec.model}: no answer within the timeout of "
-                f"{(job.within_s or 0) * 1e6:.0f} microseconds",
-            )
-        case AnswerError() | TensorError() if job.part is None:
-            try:
-                check_finite(served.model.manifest.inputs, job.inputs)
-            except TensorError as given:
-                return given
-    served.board.failed()
-    if isinstance(error, MemoryError):
-        return HttpError(
-            503, f"model {served.model.spec.model}: out of memory; send less at a time"
-        )
-    text = " ".join(str(error).split())[:400] or type(error).__name__
-    return HttpError(500, f"model {served.model.spec.model}: {text}")
 
 
 async def _guard(request: Request, answer: Awaitable[Response]) -> Response:
