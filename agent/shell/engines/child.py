@@ -191,12 +191,9 @@ class Child:
                     self._give_up(Reason.HUNG, f"not ready within {self._timeout_s:.0f} s")
                     return
                 hung = self._hung()
-                if hung:
-                    detail = f"a run took more than {self._invoke_s:g} s and could not be stopped"
-                    self._give_up(Reason.HUNG, detail, hung)
-                    return
                 look_s = min(self._invoke_s / LOOKS_A_LIMIT, LONGEST_LOOK_S)
-                for key, _ in selector.select(min(left, look_s)):
+                # What it said before it hung counts, however late that is read.
+                for key, _ in selector.select(0.0 if hung else min(left, look_s)):
                     if key.fd == stderr:
                         data = os.read(stderr, 4096)
                         if not data:
@@ -213,6 +210,10 @@ class Child:
                     if len(waiting) > control.MAX_LINE_BYTES or not all(map(self._take, lines)):
                         self._give_up(Reason.CRASHED, "it does not keep to the control protocol")
                         return
+                if hung:
+                    detail = f"a run took more than {self._invoke_s:g} s and could not be stopped"
+                    self._give_up(Reason.HUNG, detail, hung)
+                    return
 
     def _take(self, line: bytes) -> bool:
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.agent.engine.harness import Client, Engine, Listeners, Release, engine, one_hot
@@ -280,6 +280,10 @@ def test_near_misses_of_every_request_are_answered_and_never_with_a_500(target: 
 
     @FUZZ
     @given(METHODS, TARGETS, st.sampled_from(BODIES).flatmap(sent))
+    @example("GET", "/v2", (b"", {}))
+    @example("POST", "/v2/models/digits/infer", (b"{}", {}))
+    @example("GET", "/v2/models/digits/infer", (b"", {}))
+    @example("GET", "/v3", (b"", {}))
     def fuzz(method: str, path: str, body: tuple[bytes, dict[str, str]]) -> None:
         seen.add(ask(target, method, path, *body))
 
