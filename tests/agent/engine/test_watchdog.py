@@ -82,6 +82,8 @@ def ask_for_many(address: str) -> None:
     """Send more rows than can be answered in time."""
     client = Client(int(address.rpartition(":")[2]))
     try:
-        client.infer(np.ones((30_000, 4)))
+        answer = client.infer(np.ones((30_000, 4)))
     except OSError:
         client.close()
+    else:
+        raise AssertionError(f"expected no answer, got {answer.status} {str(answer.json)[:300]}")
