@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from agent.pipelines import frames
 from agent.pipelines.frames import CutError, cutter
@@ -65,10 +66,9 @@ def test_after_an_image_that_was_cut_short_images_are_found_again(
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_real_pictures_with_real_thumbnails_are_cut(progressive: bool) -> None:
-    image = pytest.importorskip("PIL.Image")
     pictures = []
     for seed in range(3):
-        noise = image.frombytes("RGB", (64, 48), random.Random(seed).randbytes(64 * 48 * 3))
+        noise = Image.frombytes("RGB", (64, 48), random.Random(seed).randbytes(64 * 48 * 3))
         small, large = io.BytesIO(), io.BytesIO()
         noise.resize((16, 12)).save(small, "JPEG")
         noise.save(large, "JPEG", exif=b"Exif\0\0" + small.getvalue(), progressive=progressive)
