@@ -82,7 +82,7 @@ def ask_for_many(address: str) -> None:
     """Send more rows than can be answered in time."""
     client = Client(int(address.rpartition(":")[2]))
     try:
-        answer = client.infer(np.ones((30_000, 4)))
+        answer = client.infer(np.ones((200_000, 4)))
     except OSError:
         client.close()
     else:
