@@ -6,7 +6,8 @@ subscribed asks again, a little later than that. What is sent for one device is 
 the transfer in any minute: lost frames and restarts are made good, an endless loop is not fed.
 
 The first frames wait until the devices that may start together have all asked, or nobody new came
-for a while, so that they hear the whole of one stream. A device that left the shared topic has its
+for a while, so that they hear the whole of one stream. While more than a few of a wave say that
+they cannot follow, nothing is published for it. A device that left the shared topic has its
 chunks sent to it alone, in turns with the stream of the others.
 """
 
@@ -76,12 +77,18 @@ class _Wave:
     """Something was published: whoever joins now holds up nobody."""
     devices: set[str] = field(default_factory=set)
     holds: dict[str, float] = field(default_factory=dict)
-    """Device -> when it last could not follow."""
+    """Device -> when it last could not follow, in the order of time."""
+
+    def hold(self, device: str, now: float) -> None:
+        """Note that a device cannot follow."""
+        self.holds.pop(device, None)
+        self.holds[device] = now
 
     def held(self, now: float) -> bool:
         """Whether too many of the devices cannot follow."""
-        few = max(1.0, FEW * len(self.devices))
-        return len(self.holds) > few and sum(now - at < HOLD_S for at in self.holds.values()) > few
+        while self.holds and now - next(iter(self.holds.values())) >= HOLD_S:
+            del self.holds[next(iter(self.holds))]
+        return len(self.holds) > max(1.0, FEW * len(self.devices))
 
 
 class Sender:
@@ -130,7 +137,7 @@ class Sender:
             return f"expected at most {MAX_WINDOW_CHUNKS} of {end} chunks, got up to {numbers[-1]}"
         self._forget(now)
         if request.hold and request.index in self._waves:
-            self._waves[request.index].holds[device] = now
+            self._waves[request.index].hold(device, now)
             return None
         if not request.own:
             self._join(device, offer, now)
