@@ -7,10 +7,9 @@ no name, no size, no type, no order of its own.
 
 from collections.abc import Iterator
 
-from pydantic import model_validator
-
 from wire.codec import Document
 from wire.ids import DeviceId, digest_hex
+from wire.schema import model_validator
 from wire.transfer import Offer
 from wire.twin import DesiredRelease
 

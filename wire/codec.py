@@ -4,7 +4,7 @@ import json
 import zlib
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from wire.schema import BaseModel, ConfigDict, ValidationError
 
 MAX_DOCUMENT_BYTES = 120 * 1024
 """Every message stays under 128 KiB, the smallest limit among the brokers we know."""

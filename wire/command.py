@@ -2,10 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from wire.codec import Document
 from wire.ids import CommandId, DeviceId, UnixTime
+from wire.schema import Field
 
 VERBS = ("ping", "restart-engine")
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from wire.schema import AfterValidator, Field
 
 BUCKETS = 64
 """Hash buckets that device topics are spread over, so that controllers can share a fleet."""

@@ -3,10 +3,9 @@
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
-
 from wire.codec import Document, Part, encode
 from wire.ids import Digest, ModelName, PlainName, ReleaseRef, Version, digest_of
+from wire.schema import AfterValidator, Field, model_validator
 from wire.stream import Stream
 from wire.task import Task
 

@@ -3,9 +3,8 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
-
 from wire.codec import Part
+from wire.schema import AfterValidator, Field
 
 DAY_S = 86_400
 MAX_WINDOWS = 8

@@ -13,9 +13,9 @@ from typing import Annotated, Any, TypeVar
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
-from pydantic import Field
 
 from wire.codec import DecodeError, Document, Part, encode, parse_json, validate
+from wire.schema import Field
 
 D = TypeVar("D", bound=Document)
 _DOMAIN = "farflung/1/"

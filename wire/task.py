@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
-
 from wire.codec import Part
 from wire.ids import PlainName
+from wire.schema import Field, model_validator
 
 if TYPE_CHECKING:
     from wire.manifest import TensorSpec

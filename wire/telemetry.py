@@ -3,10 +3,9 @@
 import math
 from typing import Annotated
 
-from pydantic import Field
-
 from wire.codec import Document, Part
 from wire.ids import Count, DeviceId, Digest, ModelName, UnixTime, Version
+from wire.schema import Field
 
 LATENCY_ERROR = 0.01
 """Relative error of any latency quantile."""

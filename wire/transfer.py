@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
-
 from wire.codec import DecodeError, Document, Part
 from wire.ids import Digest
 from wire.manifest import Size
+from wire.schema import Field, model_validator
 
 CHUNK_BYTES = 64 * 1024
 """What a document means that does not say how long chunks are, or may be."""

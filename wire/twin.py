@@ -3,8 +3,6 @@
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from wire.codec import Document, Part
 from wire.ids import (
     Count,
@@ -17,6 +15,7 @@ from wire.ids import (
     Version,
 )
 from wire.manners import Manners
+from wire.schema import Field
 from wire.transfer import CHUNK_BYTES, Offer
 
 Revision = Annotated[int, Field(ge=0, le=2**53)]

@@ -5,15 +5,20 @@ be given `--blame FD`, a file of 64 bytes that names the model being run.
 """
 
 import argparse
+import importlib
 import json
 import os
 import sys
+
+import wire
 
 
 def main() -> None:
     """Run as the arguments say, and exit."""
     # Before NumPy comes: its pool of threads would only take memory.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # The daemon has checked what it has an engine read; see ADR 14.
+    wire.TRUSTING = True
     args = _parser().parse_args()
     if args.probe:
         from agent.engine.probe import probe
@@ -43,15 +48,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(args: argparse.Namespace) -> None:
+    from agent import allocator
+
+    allocator.settle()
+    _import_without_tls("asyncio")
+    _import_nicely(args.nice)
     import asyncio
     import socket
 
-    _import_nicely(args.nice)
-    from agent import allocator
     from agent.engine.blame import Blame
     from agent.engine.generation import Generation
 
-    allocator.settle()
     try:
         control = socket.socket(fileno=args.control)
         listeners = [socket.socket(fileno=fd) for fd in (args.tcp, args.unix) if fd is not None]
@@ -63,9 +70,20 @@ def _serve(args: argparse.Namespace) -> None:
     os._exit(code)
 
 
+def _import_without_tls(name: str) -> None:
+    """Import what does without `ssl` where Python was built without it.
+
+    Nobody speaks TLS with an engine, and OpenSSL takes 3 MB.
+    """
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module(name)
+    finally:
+        del sys.modules["ssl"]
+
+
 def _import_nicely(nice: int) -> None:
     """Import what takes long in a thread of low priority: this one could not get its own back."""
-    import importlib
     import threading
 
     from agent.engine import priority

@@ -229,15 +229,17 @@ def read_manifest(spec: ModelSpec) -> Manifest:
     """
     try:
         data = Path(spec.manifest_path).read_bytes()
-        manifest = decode(Manifest, data)
     except OSError as error:
         raise CannotRunError(Reason.IO_ERROR, f"manifest: {error}") from error
-    except DecodeError as error:
-        raise CannotRunError(Reason.BAD_MANIFEST, str(error)) from error
+    # First: these are the bytes that the daemon has checked, and it is not done again.
     if digest_of(data) != spec.manifest:
         raise CannotRunError(
             Reason.DIGEST_MISMATCH, f"manifest: expected {spec.manifest}, got {digest_of(data)}"
         )
+    try:
+        manifest = decode(Manifest, data)
+    except DecodeError as error:
+        raise CannotRunError(Reason.BAD_MANIFEST, str(error)) from error
     if (manifest.model, manifest.version) != (spec.model, spec.version):
         raise CannotRunError(
             Reason.BAD_MANIFEST, f"expected {spec.model}@{spec.version}, got {manifest.ref}"
