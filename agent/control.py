@@ -1,11 +1,11 @@
 """The words between the daemon and an engine process: one JSON object a line, both ways.
 
 The daemon starts `python -m agent.engine --control FD --generation N [--tcp FD] [--unix FD]
-[--blame FD] [--nice N]` with the inherited descriptors of a Unix stream socket pair, of the
-listening sockets and of a small file (a memfd will do). The engine exits by itself when the
-control socket reaches its end: it never outlives the daemon. While a model is loaded or invoked,
-the blame file names it (see `BLAME`): after a crash it says whose that was, and before that who
-takes too long.
+[--blame FD] [--regions FD] [--nice N]` with the inherited descriptors of a Unix stream socket
+pair, of the listening sockets, of a small file (a memfd will do), and of another socket pair (see
+`agent.regions`). The engine exits by itself when the control socket reaches its end: it never
+outlives the daemon. While a model is loaded or invoked, the blame file names it (see `BLAME`):
+after a crash it says whose that was, and before that who takes too long.
 
 Frozen dataclasses of JSON values, standard library
 alone: both the small daemon and the engine import this.

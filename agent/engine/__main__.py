@@ -1,7 +1,8 @@
 """`python -m agent.engine`: serve one generation of models, or tell which runtimes work.
 
 The daemon starts this; see `agent.control` for the words it speaks. Beside `--control` it may
-be given `--blame FD`, a file of 64 bytes that names the model being run.
+be given `--blame FD`, a file of 64 bytes that names the model being run, and `--regions FD`, a
+socket for the shared memory of apps (`agent.regions`).
 """
 
 import argparse
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--unix", type=int, metavar="FD", help="listening Unix socket")
     parser.add_argument("--nice", type=int, default=0, metavar="N", help="while libraries load")
     parser.add_argument("--blame", type=int, metavar="FD", help="file that names the running model")
+    parser.add_argument("--regions", type=int, metavar="FD", help="Unix stream socket")
     parser.add_argument("--probe", action="store_true", help="tell which runtimes work, as JSON")
     parser.add_argument("--probe-runtime", metavar="NAME", help=argparse.SUPPRESS)
     return parser
@@ -58,14 +60,17 @@ def _serve(args: argparse.Namespace) -> None:
 
     from agent.engine.blame import Blame
     from agent.engine.generation import Generation
+    from agent.engine.shared_memory import Regions
+    from agent.regions import Passage
 
     try:
         control = socket.socket(fileno=args.control)
         listeners = [socket.socket(fileno=fd) for fd in (args.tcp, args.unix) if fd is not None]
         blame = Blame(args.blame)
+        passage = None if args.regions is None else Passage(socket.socket(fileno=args.regions))
     except OSError as error:
         _parser().error(f"expected open descriptors: {error}")
-    code = asyncio.run(Generation(control, listeners, blame).run())
+    code = asyncio.run(Generation(control, listeners, blame, Regions(passage)).run())
     # A thread may still be inside a model that does not return.
     os._exit(code)
 

@@ -36,6 +36,7 @@ from agent.engine.runtimes import CannotRunError, cannot_run, ensure_imported
 from agent.engine.served import Served
 from agent.engine.serving import Api
 from agent.engine.shadow import ShadowHost
+from agent.engine.shared_memory import Regions
 from agent.engine.trial import Passed, try_model
 from agent.engine.watchdog import Watchdog
 
@@ -55,14 +56,19 @@ class Generation:
     """The process's one loop: lines from the daemon in, lines to it out."""
 
     def __init__(
-        self, control_socket: socket.socket, listeners: list[socket.socket], blame: Blame
+        self,
+        control_socket: socket.socket,
+        listeners: list[socket.socket],
+        blame: Blame,
+        regions: Regions,
     ) -> None:
         self._socket = control_socket
         self._listeners = listeners
         self._blame = blame
         self._watchdog = Watchdog(blame)
         self._served: dict[str, Served] = {}
-        self._api = Api({})
+        self._regions = regions
+        self._api = Api({}, regions)
         self._http = HttpServer(self._handle)
         self._writer: asyncio.StreamWriter
         self._finished: asyncio.Future[int]
@@ -81,6 +87,7 @@ class Generation:
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         loop.add_signal_handler(signal.SIGTERM, lambda: self._start(self._drain(Drain())))
         self._exit_with_daemon()
+        self._regions.connect()
         reader, self._writer = await asyncio.open_connection(
             sock=self._socket, limit=control.MAX_LINE_BYTES
         )
@@ -155,7 +162,7 @@ class Generation:
             return
         now = int(time.time())
         self._served = {passed.model.spec.model: Served(passed, now) for passed in outcome.passed}
-        self._api = Api(self._served)
+        self._api = Api(self._served, self._regions)
         # Everything loaded stays until the end: nothing for the collector to walk through.
         gc.collect()
         gc.freeze()

@@ -46,10 +46,10 @@ _LEAST_COMPRESSED_BYTES = 1024
 class Api:
     """Answers requests for the models of one generation."""
 
-    def __init__(self, models: dict[str, Served]) -> None:
+    def __init__(self, models: dict[str, Served], regions: Regions) -> None:
         self._models = models
         self._statistics = {name: Statistics() for name in models}
-        self._regions = Regions()
+        self._regions = regions
         # Ids must differ between generations: a label may come after a swap.
         self._prefix = os.urandom(5).hex()
         self._count = 0
@@ -296,19 +296,19 @@ class Api:
         entries = [self._statistics[spec.model].as_json(spec.model, spec.version) for spec in specs]
         return _json({"model_stats": entries})
 
-    def _register(self, name: str, request: Request) -> Response:
+    async def _register(self, name: str, request: Request) -> Response:
         # A web page must not reach into the memory that apps share.
         if b"origin" in request.headers:
             raise HttpError(403, "shared memory is not for web pages (the request has an Origin)")
-        self._regions.register(name, read_object(_inflated(request)))
+        await self._regions.register(name, read_object(_inflated(request)))
         return Response(200, b"")
 
-    def _unregister(self, name: str) -> Response:
-        self._regions.unregister(name)
+    async def _unregister(self, name: str) -> Response:
+        await self._regions.unregister(name)
         return Response(200, b"")
 
-    def _unregister_all(self, _: Request) -> Response:
-        self._regions.unregister_all()
+    async def _unregister_all(self, _: Request) -> Response:
+        await self._regions.unregister_all()
         return Response(200, b"")
 
     def _feedback(self, request: Request) -> Response:

@@ -4,31 +4,52 @@ A region is an open file of /dev/shm, read and written by system calls and never
 may shrink it at any time, and a process that touches a page which is gone is killed by SIGBUS,
 where a system call comes back short. It cannot be sealed against that either, since only memfds
 can. The one copy this costs also keeps an app from changing a tensor after it was checked.
+
+Regions are the device's and not one engine's: the daemon holds their descriptors too, and every
+engine knows what is registered with another.
 """
 
+import asyncio
 import os
 import stat
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 from agent.engine.errors import HttpError, bad_request
+from agent.regions import (
+    MAX_KEY_CHARACTERS,
+    MAX_NAME_CHARACTERS,
+    MAX_REGIONS,
+    Forget,
+    Keep,
+    Noted,
+    Passage,
+    Word,
+)
 
 FOLDER = "/dev/shm"  # noqa: S108 where the C library keeps shared memory
-MAX_REGIONS = 64
-MAX_NAME_CHARACTERS = 200
+NOTED_WITHIN_S = 2.0
+"""How long an app waits for the daemon; without it, its region ends with this engine."""
 MAX_TENSOR_BYTES = 64 * 1024 * 1024
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A registered part of a shared-memory object; `key` is the object's name."""
+    """A registered part of a shared-memory object; `key` is the object's name.
+
+    It is closed when the last request that reads or writes it is over.
+    """
 
     name: str
     key: str
     offset: int
     byte_size: int
     fd: int
+
+    def __del__(self) -> None:
+        os.close(self.fd)
 
     def describe(self) -> dict[str, Any]:
         """Return what a status request is told."""
@@ -95,13 +116,23 @@ class Span:
 
 
 class Regions:
-    """The regions of one engine process; they end with it."""
+    """The regions that apps of this device may name in requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, passage: Passage | None = None) -> None:
+        """Prepare; `passage` leads to the daemon and is followed from `connect` on."""
         self._regions: dict[str, Region] = {}
+        self._passage = passage
+        self._unnoted: deque[asyncio.Future[None]] = deque()
 
-    def register(self, name: str, fields: dict[str, Any]) -> None:
+    def connect(self) -> None:
+        """Take up what the daemon holds and will hold."""
+        if self._passage is not None:
+            asyncio.get_running_loop().add_reader(self._passage, self._hear)
+
+    async def register(self, name: str, fields: dict[str, Any]) -> None:
         """Open the object that `key` names.
+
+        Where there are too many, one goes whose owner has unlinked it.
 
         Raises:
             HttpError: it cannot be, or there is a region of this name, or too many.
@@ -111,8 +142,6 @@ class Regions:
             raise bad_request(f"region: expected a name of 1 to {MAX_NAME_CHARACTERS} characters")
         if name in self._regions:
             raise bad_request(f"region {name!r} is registered already; unregister it first")
-        if len(self._regions) >= MAX_REGIONS:
-            raise HttpError(503, f"{MAX_REGIONS} regions are registered already; unregister some")
         if not isinstance(key, str) or not _is_plain(key.removeprefix("/")):
             raise bad_request(
                 f"region {name!r}: key: expected the name of a shared-memory object, such as "
@@ -123,19 +152,22 @@ class Regions:
                 f"region {name!r}: expected an offset from 0 and a byte_size from 1, "
                 f"got {str(offset)[:40]} and {str(size)[:40]}"
             )
-        fd = _open(name, key, offset + size)
-        self._regions[name] = Region(name, key, offset, size, fd)
+        gone = self._room()
+        region = Region(name, key, offset, size, _open(name, key, offset + size))
+        if gone is not None:
+            self._drop(gone)
+        self._regions[name] = region
+        await self._tell(Keep(name, key, offset, size), region.fd)
 
-    def unregister(self, name: str) -> None:
+    async def unregister(self, name: str) -> None:
         """Close one region; none of that name is no error."""
-        region = self._regions.pop(name, None)
-        if region is not None:
-            os.close(region.fd)
+        if name in self._regions:
+            await self._drop(name)
 
-    def unregister_all(self) -> None:
+    async def unregister_all(self) -> None:
         """Close all regions."""
-        for name in list(self._regions):
-            self.unregister(name)
+        for told in [self._drop(name) for name in list(self._regions)]:
+            await told
 
     def status(self, name: str | None = None) -> list[dict[str, Any]]:
         """Describe all regions or the one of that name.
@@ -176,16 +208,86 @@ class Regions:
     def _region(self, name: Any, what: str) -> Region:
         region = self._regions.get(name) if isinstance(name, str) else None
         if region is None:
+            # Another engine's, of a moment ago, may wait to be heard of.
+            self._hear()
+            region = self._regions.get(name) if isinstance(name, str) else None
+        if region is None:
             raise bad_request(
                 f"{what}: shared memory region {str(name)[:80]!r} is not registered; "
-                f"register it (again: regions end with the engine that serves a release)"
+                f"register it (again: regions end with the agent)"
             )
         return region
+
+    def _room(self) -> str | None:
+        """Return the region that must go for another one, None when there is room.
+
+        Raises:
+            HttpError: none may go.
+        """
+        if len(self._regions) < MAX_REGIONS:
+            return None
+        for region in self._regions.values():
+            if os.fstat(region.fd).st_nlink == 0:
+                return region.name
+        raise HttpError(503, f"{MAX_REGIONS} regions are registered already; unregister some")
+
+    def _drop(self, name: str) -> "asyncio.Future[None]":
+        del self._regions[name]
+        return self._tell(Forget(name))
+
+    def _tell(self, word: Word, fd: int | None = None) -> "asyncio.Future[None]":
+        """Tell the daemon; done when every other engine was told, or after a while."""
+        loop = asyncio.get_running_loop()
+        noted = loop.create_future()
+        if self._passage is None:
+            noted.set_result(None)
+            return noted
+        self._unnoted.append(noted)
+        try:
+            self._passage.send(word, fd)
+        except OSError:
+            self._hang_up()
+        loop.call_later(NOTED_WITHIN_S, _settle, noted)
+        return noted
+
+    def _hear(self) -> None:
+        """Do as the daemon says."""
+        if self._passage is None:
+            return
+        try:
+            for word, fd in self._passage.receive():
+                self._do(word, fd)
+        except (EOFError, ValueError, OSError):
+            self._hang_up()
+
+    def _do(self, word: Word, fd: int | None) -> None:
+        match word:
+            case Keep(name, key, offset, size):
+                assert fd is not None
+                self._regions[name] = Region(name, key, offset, size, fd)
+            case Forget(name):
+                self._regions.pop(name, None)
+            case Noted() if self._unnoted:
+                _settle(self._unnoted.popleft())
+
+    def _hang_up(self) -> None:
+        """Go on alone."""
+        assert self._passage is not None
+        asyncio.get_running_loop().remove_reader(self._passage)
+        self._passage.close()
+        self._passage = None
+        while self._unnoted:
+            _settle(self._unnoted.popleft())
+
+
+def _settle(noted: "asyncio.Future[None]") -> None:
+    if not noted.done():
+        noted.set_result(None)
 
 
 def _is_plain(key: str) -> bool:
     return (
-        0 < len(key) < 256
+        0 < len(key) < MAX_KEY_CHARACTERS
         and key not in (".", "..")
         and key.isascii()
         and key.isprintable()

@@ -31,6 +31,7 @@ from agent.core.events import (
     Event,
     ScoresCame,
 )
+from agent.shell.engines.regions import Regions
 from wire.ids import check_id
 from wire.twin import Reason
 
@@ -52,7 +53,7 @@ LONGEST_LOOK_S = 5.0
 class Child:
     """One generation's process."""
 
-    def __init__(self, generation: int, post: Callable[[Event], None]) -> None:
+    def __init__(self, generation: int, post: Callable[[Event], None], regions: Regions) -> None:
         """Prepare; `start` makes the process."""
         self.generation = generation
         self.shadow_path = ""
@@ -60,6 +61,8 @@ class Child:
         self._post = post
         self._control, self._theirs = socket.socketpair()
         self._control.settimeout(SEND_TIMEOUT_S)
+        self._regions = regions
+        self._passage, self._their_passage = regions.join()
         self._blame = os.memfd_create("blame")
         os.ftruncate(self._blame, control.BLAME.size)
         self._process: subprocess.Popen[bytes] | None = None
@@ -93,6 +96,7 @@ class Child:
         """
         arguments = ["--control", str(self._theirs.fileno()), "--generation", str(self.generation)]
         arguments += ["--blame", str(self._blame), "--nice", str(load.nice)]
+        arguments += ["--regions", str(self._their_passage.fileno())]
         for name, fd in sockets.items():
             arguments += [f"--{name}", str(fd)]
         try:
@@ -102,16 +106,23 @@ class Child:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 env=environ,
-                pass_fds=(self._theirs.fileno(), self._blame, *sockets.values()),
+                pass_fds=(
+                    self._theirs.fileno(),
+                    self._their_passage.fileno(),
+                    self._blame,
+                    *sockets.values(),
+                ),
                 # A Ctrl-C in the daemon's terminal is the daemon's business.
                 process_group=0,
             )
         except OSError:
             self._control.close()
+            self._regions.leave(self._passage)
             os.close(self._blame)
             raise
         finally:
             self._theirs.close()
+            self._their_passage.close()
         self._start_by = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
         self._invoke_s = load.invoke_s
@@ -175,6 +186,7 @@ class Child:
             self._hear(os.read(stderr.fileno(), STDERR_KEPT_BYTES))
         blamed = self._blamed() if code != 0 else ""
         self._control.close()
+        self._regions.leave(self._passage)
         stderr.close()
         os.close(self._blame)
         self._post(EngineExited(self.generation, code, blamed, self._last_words(code)))
@@ -185,6 +197,7 @@ class Child:
         with selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ)
             selector.register(stderr, selectors.EVENT_READ)
+            selector.register(self._passage, selectors.EVENT_READ)
             while True:
                 left = math.inf if self._ready else self._start_by - time.monotonic()
                 if left <= 0:
@@ -199,6 +212,10 @@ class Child:
                         if not data:
                             selector.unregister(stderr)
                         self._hear(data)
+                        continue
+                    if key.fileobj is self._passage:
+                        if not self._regions.hear(self._passage):
+                            selector.unregister(self._passage)
                         continue
                     try:
                         data = self._control.recv(65536)

@@ -17,6 +17,7 @@ from agent.errors import DeviceError
 from agent.shell.engines.cgroup import open_cgroups
 from agent.shell.engines.child import Child
 from agent.shell.engines.listeners import open_listeners
+from agent.shell.engines.regions import Regions
 
 COMMAND = (sys.executable, "-m", "agent.engine")
 BACKGROUND_NICE = 10
@@ -59,6 +60,7 @@ class Engines:
         self._drain_s = drain_s
         self._unusable: frozenset[str] = frozenset()
         self._children: dict[int, Child] = {}
+        self._regions = Regions()
         self._cgroups = open_cgroups() if config.engine.memory_mb else None
         self._listeners = open_listeners(config.api)
         self._temporary: Path | None = None
@@ -89,7 +91,7 @@ class Engines:
 
     def start(self, order: StartEngine) -> None:
         """Start a generation; EngineReady, EngineFailed and in any case EngineExited follow."""
-        child = Child(order.generation, self._post)
+        child = Child(order.generation, self._post, self._regions)
         load = control.Load(
             models=list(order.models),
             threads=self._config.threads,
@@ -177,6 +179,7 @@ class Engines:
             child.join(1.0)
         self.pids()  # and what is left of them
         self._listeners.close()
+        self._regions.close()
         for path in self._run_dir.glob("shadow-*.sock"):
             path.unlink(missing_ok=True)
         if self._temporary is not None:

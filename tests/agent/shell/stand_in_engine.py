@@ -13,7 +13,7 @@ from agent import control
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("mood")
-    for name in ("control", "generation", "blame", "nice", "tcp", "unix"):
+    for name in ("control", "generation", "blame", "regions", "nice", "tcp", "unix"):
         parser.add_argument(f"--{name}", type=int)
     options = parser.parse_args()
     line = socket.socket(fileno=options.control)
