@@ -10,6 +10,12 @@ A model whose release declares it takes pictures (the bytes of a JPEG or PNG), t
 
     api.infer("faces", Path("street.jpg").read_bytes())["boxes"].tolist()
     api.classify("cars", {"row": {"age": 31, "fuel": "diesel"}}).best.label
+
+A model that listens hears sound piece by piece, and remembers what it heard:
+
+    with api.stream("vad") as stream:
+        for piece in microphone:
+            answer = stream.send(piece)
 """
 
 import http.client
@@ -17,6 +23,7 @@ import json
 import socket
 import struct
 import threading
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -88,6 +95,11 @@ class Answer:
 
     def __getitem__(self, output: str) -> Tensor:
         return self.outputs[output]
+
+    @property
+    def restarted(self) -> bool:
+        """Whether a stream lost its memory before this answer, as at a swap or a crash."""
+        return bool(self.parameters.get("stream_restarted", False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +223,10 @@ class Client:
             rows = [rows]
         return Guesses(answer.id, [[_guess(text) for text in row] for row in rows])
 
+    def stream(self, model: str, id: str = "") -> "Stream":
+        """Return a stream of a model that listens; it begins with its first piece."""
+        return Stream(self, model, id or uuid.uuid4().hex)
+
     def feedback(
         self, id: str, label: Any = None, *, value: Any = None, model: str | None = None
     ) -> None:
@@ -312,6 +328,68 @@ class Client:
             raise
 
 
+class Stream:
+    """Sound for a model that remembers what it heard; as a context manager it ends by itself.
+
+    Several may share a client. One thread at a time sends.
+    """
+
+    def __init__(self, client: Client, model: str, id: str) -> None:
+        """See `Client.stream`."""
+        self.id = id
+        """Its `sequence_id`."""
+        self._client = client
+        self._model = model
+        self._begun = False
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        try:
+            self.end()
+        except ApiError:
+            # What was wrong before is the better news, and an idle stream ends anyway.
+            if kind is None:
+                raise
+
+    def send(self, sound: Any, *, end: bool = False, within_s: float | None = None) -> Answer:
+        """Return the outputs, one row for each frame that is complete with this piece.
+
+        Sound is 16-bit integers or floats from -1 to 1, or the bytes of PCM or a WAV file. With
+        `end` it is the last piece. `Answer.restarted` says whether the memory was lost before it.
+
+        Raises:
+            ApiError: the status is 404 or 410 when the stream is over; the next piece begins anew.
+        """
+        return self._send(sound, end, within_s)
+
+    def end(self) -> None:
+        """Say that no more comes, if it has begun."""
+        if self._begun:
+            self._send({}, True, None)
+
+    def _send(self, sound: Any, end: bool, within_s: float | None) -> Answer:
+        parameters = {"sequence_id": self.id, "sequence_start": not self._begun}
+        if end:
+            parameters["sequence_end"] = True
+        try:
+            answer = self._client.infer(
+                self._model, sound, within_s=within_s, parameters=parameters
+            )
+        except ApiError as error:
+            if error.status in (http.client.NOT_FOUND, http.client.GONE):
+                self._begun = False
+            raise
+        self._begun = not end
+        return answer
+
+
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
@@ -338,6 +416,8 @@ def _connection(address: str, timeout_s: float) -> http.client.HTTPConnection:
 def _described(spec: dict[str, Any], value: Any, parts: list[bytes]) -> dict[str, Any]:
     """Return an input's entry; what goes as bytes is added to `parts`."""
     datatype = str(spec["datatype"])
+    if isinstance(value, bytes) and datatype != "UINT8":
+        datatype = "BYTES"  # such as sound, which says itself how it is to be read
     if datatype == "BYTES":
         shape, values = _flat(value)
         raw = b"".join(_LENGTH.pack(len(text)) + text for text in map(_encoded, values))

@@ -98,6 +98,64 @@ def test_a_stream_is_heard_in_pieces(api: Client) -> None:
     assert "stream_restarted" not in last.parameters
 
 
+def test_a_stream_is_begun_continued_and_ended_by_itself(api: Client) -> None:
+    sound = spoken("Front_Center")
+    pieces = [sound[at : at + 2048] for at in range(0, len(sound), 2048)]
+
+    with api.stream("vad") as stream, api.stream("vad") as beside:
+        answers = [stream.send(piece) for piece in pieces]
+        beside.send(np.zeros(2048, np.int16).tobytes())
+    with pytest.raises(ApiError, match="it has ended") as over:
+        api.infer("vad", sound, parameters={"sequence_id": stream.id})
+    again = stream.send(pieces[0])
+    last = stream.send(pieces[1], end=True)
+
+    scores = [score for answer in answers for [score] in answer["output"].tolist()]
+    assert len(scores) == len(sound) // 512
+    assert max(scores) > 0.9
+    assert over.value.status == 410
+    assert again["output"].tolist() == answers[0]["output"].tolist()
+    assert last["output"].tolist() == answers[1]["output"].tolist()
+    assert not any(answer.restarted for answer in [*answers, again, last])
+    stream.end()
+
+
+def test_a_stream_that_is_over_is_told_and_begins_anew(api: Client) -> None:
+    sound = spoken("Front_Center")[:2048]
+
+    with pytest.raises(ZeroDivisionError), api.stream("vad", "mine") as stream:
+        first = stream.send(sound)
+        api.infer("vad", {}, parameters={"sequence_id": "mine", "sequence_end": True})
+        with pytest.raises(ApiError) as over:
+            stream.send(sound)
+        second = stream.send(sound)
+        api.infer("vad", {}, parameters={"sequence_id": "mine", "sequence_end": True})
+        raise ZeroDivisionError
+
+    assert over.value.status == 410
+    assert second["output"].tolist() == first["output"].tolist()
+
+
+def test_a_stream_says_that_a_crash_made_it_forget(tmp_path: Path) -> None:
+    sound = spoken("Front_Center")[:2048]
+    kept = Listeners(tmp_path)
+
+    with Client(f"http://127.0.0.1:{kept.port}") as api, api.stream("vad") as stream:
+        with engine(kept) as first:
+            first.serve(vad(tmp_path / "1"))
+            before = stream.send(sound)
+            first.process.kill()
+        with engine(kept) as second:
+            second.serve(vad(tmp_path / "2", version=2))
+            after = [stream.send(sound, within_s=5), stream.send(sound, end=True)]
+    kept.close()
+
+    assert (before.restarted, before.version) == (False, "1")
+    assert [answer.restarted for answer in after] == [True, False]
+    assert after[0].version == "2"
+    assert after[0]["output"].tolist() == before["output"].tolist()
+
+
 def test_what_the_device_says_is_the_message_of_the_error(api: Client) -> None:
     for ask, status, says in [
         (lambda: api.infer("letters", [1.0]), 404, "expected one of"),
