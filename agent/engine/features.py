@@ -1,6 +1,5 @@
 """From samples to the rows of numbers that some models take in their place."""
 
-import importlib.metadata
 from typing import Any
 
 import numpy as np
@@ -37,11 +36,13 @@ class Extractor:
 
 
 def _open(features: Features) -> Any:
+    from importlib import metadata  # 2 MB, for those alone that listen by features
+
     name, version = features.extractor, features.version
     try:
         from pymicro_features import MicroFrontend
 
-        found = importlib.metadata.version(name)
+        found = metadata.version(name)
     except Exception as error:
         raise CannotRunError(
             Reason.NO_RUNTIME, f"{name} {version}: does not import: {error}; pip install {name}"
