@@ -71,11 +71,13 @@ class Blame:
                     run.interrupt()
 
     def _write(self) -> None:
-        if not self._running:
+        running = self._running
+        if not running:
             self._page[:] = _NOBODY
             return
-        latest = self._running[-1]
-        longest = next((run for run in self._running if run.since_ns), latest)
+        latest = longest = running[-1]
+        if len(running) > 1:
+            longest = next((run for run in running if run.since_ns), latest)
         self._page[:] = BLAME.pack(latest.model, longest.model, longest.since_ns)
 
 

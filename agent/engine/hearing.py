@@ -169,7 +169,7 @@ def _read_sequence(model: Model, parameters: dict[str, Any]) -> Sequence:
 
 def _read_sound(stream: Stream, regions: Regions, given: Any, raw: memoryview) -> Array:
     """Return the sound of a request; one that only begins or ends a stream may have none."""
-    found = read_named(given, "input", [stream.name])
+    found = read_named(given, "input", {stream.name: 0})
     if not found:
         return np.empty(0, np.int16)
     [(_, item)] = found
@@ -235,7 +235,8 @@ def _read_wanted(
     if given is None or given == []:
         return tuple((name, binary) for name in names)
     wanted = []
-    for place, item in read_named(given, "output", names):
+    places = {name: place for place, name in enumerate(names)}
+    for place, item in read_named(given, "output", places):
         parameters = read_parameters(item, f"output {names[place]}")
         for name in ("classification", "shared_memory_region"):
             if name in parameters:

@@ -6,6 +6,7 @@ connections. One request of a connection is worked on at a time; pipelined ones 
 
 import asyncio
 import enum
+import functools
 import json
 import socket
 import time
@@ -70,6 +71,8 @@ class Response:
     headers: bytes = b""
     stream: Openable | None = None
     """What its client goes on with: the connection is kept for that where it can be."""
+    after: Callable[[], None] | None = None
+    """What is left to do once the answer is on its way; nobody has to wait for it."""
 
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
@@ -80,6 +83,17 @@ def refusal(status: int, error: str) -> Response:
     # Whatever there is no room or no time for is over soon.
     headers = b"Retry-After: 1\r\n" if status == 503 else b""
     return Response(status, json.dumps({"error": error}).encode(), headers=headers)
+
+
+@functools.cache
+def _head(status: int, content_type: bytes, keep_alive: bool) -> bytes:
+    """Return what begins every answer of a kind."""
+    return b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nConnection: %s\r\n" % (
+        status,
+        _REASONS[status].encode(),
+        content_type,
+        b"keep-alive" if keep_alive else b"close",
+    )
 
 
 class HttpServer:
@@ -327,11 +341,14 @@ class Connection(asyncio.BufferedProtocol):
             self._answer.add_done_callback(lambda done: self._finish(request, done))
 
     def _finish(self, request: Request, done: "asyncio.Future[Response]") -> None:
+        response = done.result()
         if not self._transport.is_closing():
-            self._respond(request, done.result())
+            self._respond(request, response)
             self._advance()
-        else:
-            self._server.hall.held_bytes -= len(request.body)
+            return
+        self._server.hall.held_bytes -= len(request.body)
+        if response.after is not None:
+            response.after()
 
     def _respond(self, request: Request, response: Response) -> None:
         self._server.hall.held_bytes -= len(request.body)
@@ -344,6 +361,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._streams.append(response.stream)
         leaving = self._server.draining and not self._queue and not self._holds()
         self._write(response, keep_alive=request.keep_alive and not leaving)
+        if response.after is not None:
+            response.after()
         if not request.keep_alive:
             self._deaf = True
             self._transport.close()
@@ -355,15 +374,16 @@ class Connection(asyncio.BufferedProtocol):
         return self._server.holding and any(stream.open for stream in self._streams)
 
     def _write(self, response: Response, *, keep_alive: bool) -> None:
-        head = b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s%s\r\n" % (
-            response.status,
-            _REASONS[response.status].encode(),
-            response.content_type,
-            len(response.body),
-            response.headers,
-            b"Connection: keep-alive\r\n" if keep_alive else b"Connection: close\r\n",
+        body = response.body
+        self._transport.write(
+            b"%sContent-Length: %d\r\n%s\r\n%s"
+            % (
+                _head(response.status, response.content_type, keep_alive),
+                len(body),
+                response.headers,
+                body,
+            )
         )
-        self._transport.write(head + response.body)
 
     def _linger(self) -> None:
         """End our side and let the client end its own.

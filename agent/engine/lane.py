@@ -27,7 +27,7 @@ class DeadlineError(Exception):
     """The answer is not there within the time that the app gave it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Turn:
     """What a run came to, and when it began and ended by `time.perf_counter`."""
 
@@ -111,4 +111,4 @@ class Lane:
 
 
 def _size(inputs: list[Array]) -> int:
-    return sum(array.nbytes for array in inputs)
+    return sum([array.nbytes for array in inputs])

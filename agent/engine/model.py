@@ -1,7 +1,9 @@
 """One loaded model: a release's tensors by the names apps use, and what its answers mean."""
 
+import math
 import mmap
 import re
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ from wire.codec import DecodeError, decode
 from wire.ids import digest_of
 from wire.manifest import Manifest, TensorSpec, Variant
 from wire.twin import Reason
+
+FEW_SCORES = 64
+"""So few are looked through in Python, quicker than NumPy makes up its mind."""
 
 
 class Model:
@@ -47,6 +52,10 @@ class Model:
         self._out_order = _order("output", self.variant, self.variant.outputs, self.runtime.outputs)
         self._row_by_row = _one_row_only(self.manifest, self.variant, self.runtime)
         self.scores = _scores_output(self.manifest)
+        self.input_places = {spec.name: place for place, spec in enumerate(self.manifest.inputs)}
+        self.output_places = {spec.name: place for place, spec in enumerate(self.manifest.outputs)}
+        self.batched = self.manifest.inputs[0].shape[:1] == (-1,)
+        """Whether the first input's first dimension is how many rows a request has."""
 
         def find(digest: str) -> str:
             return file_path(spec, digest)
@@ -78,7 +87,7 @@ class Model:
         unnamed = range(len(named), self.detector.classes)
         return [*named, *map(str, unnamed), NOTHING]
 
-    @property
+    @cached_property
     def classes(self) -> int | None:
         """How many classes an answer may have, -1 for any number, None when it has none."""
         if self.detector is not None:
@@ -143,6 +152,10 @@ class Model:
         """
         if self.detector is not None:
             return self.detector.leading(outputs)
+        if self.scores is not None and outputs[self.scores].size <= FEW_SCORES:
+            scores = outputs[self.scores]
+            if scores.size == scores.shape[-1] > 1 and (one := self._classify_row(scores)):
+                return one
         reals = self.real_scores(outputs)
         if reals is None:
             return (), []
@@ -155,6 +168,20 @@ class Model:
         if self.manifest.task.scores_are == "logits":
             tops = 1 / np.exp(reals - tops[:, None]).sum(axis=1)
         return tuple(reals.argmax(axis=1).tolist()), tops.tolist()
+
+    def _classify_row(self, scores: Array) -> tuple[tuple[int, ...], list[float]] | None:
+        """Do for one row of few scores what `classify` does; None if they are not all finite."""
+        row: list[float] = scores.ravel().tolist()
+        if not math.isfinite(sum(row)):
+            return None
+        if self._step is not None:
+            scale, zero_point = self._step
+            row = [(score - zero_point) * scale for score in row]
+        top = max(row)
+        winner = row.index(top)
+        if self.manifest.task.scores_are == "logits":
+            top = 1 / sum([math.exp(score - top) for score in row])
+        return (winner,), [top]
 
     def real_scores(self, outputs: list[Array]) -> Array | None:
         """Return one row of scores for every row, 8-bit ones as reals; None without scores."""

@@ -49,7 +49,7 @@ _EMPTY = memoryview(b"")
 _NULL = b"null"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wanted:
     """An output to answer with: its place in the manifest, and how."""
 
@@ -61,7 +61,7 @@ class Wanted:
     """Where in shared memory, in place of the answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Inference:
     """An inference request."""
 
@@ -111,10 +111,12 @@ def read_inference(
     if header_length is not None and not head:
         return _raw_inference(model, raw)
     fields = read_object(head)
-    id = read_id(fields)
-    parameters = read_parameters(fields, "request")
-    binary = parameters.get("binary_data_output") is True
-    within_s = time_allowed(parameters.get("timeout", 0))
+    id = read_id(fields) if "id" in fields else ""
+    binary, within_s = False, None
+    if "parameters" in fields:
+        parameters = read_parameters(fields, "request")
+        binary = parameters.get("binary_data_output") is True
+        within_s = time_allowed(parameters.get("timeout", 0))
     given: Any = fields.get("inputs")
     wanted = fields.get("outputs")
     if model.desk is not None and _is_for(model.desk, given):
@@ -277,13 +279,14 @@ def split_body(
     """
     if header_length is None:
         return body, _EMPTY
-    text = header_length.decode("latin-1").strip()
-    if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) > len(body):
-        raise bad_request(
-            f"Inference-Header-Content-Length: expected a number from 0 to the body's "
-            f"{len(body)} bytes, got {text[:40]!r}"
-        )
-    return body[: int(text)], memoryview(body)[int(text) :]
+    if header_length.isdigit() and len(header_length) <= 12:
+        end = int(header_length)
+        if end <= len(body):
+            return body[:end], memoryview(body)[end:]
+    raise bad_request(
+        f"Inference-Header-Content-Length: expected a number from 0 to the body's "
+        f"{len(body)} bytes, got {header_length[:40].decode('latin-1')!r}"
+    )
 
 
 def read_id(fields: dict[str, Any]) -> str:
@@ -310,28 +313,34 @@ def read_parameters(fields: dict[str, Any], where: str) -> dict[str, Any]:
     return parameters
 
 
-def read_named(items: Any, kind: str, names: list[str]) -> list[tuple[int, dict[str, Any]]]:
-    """Return place and fields of each item of a list of inputs or outputs."""
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+def read_named(items: Any, kind: str, places: dict[str, int]) -> list[tuple[int, dict[str, Any]]]:
+    """Return place and fields of each item of a list of inputs or outputs.
+
+    Raises:
+        HttpError: it is no such list, or names what there is none of, or one twice.
+    """
+    if type(items) is not list:
         raise bad_request(f"{kind}s: expected a list of objects")
     found = []
     for item in items:
+        if type(item) is not dict:
+            raise bad_request(f"{kind}s: expected a list of objects")
         name = item.get("name")
-        if name not in names:
-            raise bad_request(f"{kind}s: expected {names}, got {str(name)[:80]!r}")
-        found.append((names.index(name), item))
-    if len({place for place, _ in found}) != len(found):
-        raise bad_request(f"{kind}s: expected each of {names} once, got one twice")
+        place = places.get(name) if type(name) is str else None
+        if place is None:
+            raise bad_request(f"{kind}s: expected {list(places)}, got {str(name)[:80]!r}")
+        found.append((place, item))
+    if len(found) > 1 and len({place for place, _ in found}) != len(found):
+        raise bad_request(f"{kind}s: expected each of {list(places)} once, got one twice")
     return found
 
 
 def _read_inputs(model: Model, regions: Regions, items: Any, raw: memoryview) -> list[Array]:
     specs = model.manifest.inputs
-    names = [spec.name for spec in specs]
-    found = read_named(items, "input", names)
+    found = read_named(items, "input", model.input_places)
     if len(found) != len(specs):
-        got = [names[place] for place, _ in found]
-        raise bad_request(f"inputs: expected {names}, got {got}")
+        got = [specs[place].name for place, _ in found]
+        raise bad_request(f"inputs: expected {list(model.input_places)}, got {got}")
     arrays: dict[int, Array] = {}
     at = 0
     for place, item in found:
@@ -358,6 +367,8 @@ def read_input(
         got = str(item.get("datatype"))[:40]
         raise bad_request(f"input {spec.name}: datatype: expected {spec.datatype}, got {got}")
     shape = check_shape(spec, item.get("shape"))
+    if "parameters" not in item and "data" in item:
+        return from_json(spec, shape, item["data"]), at
     what = f"input {spec.name}"
     size, span = _whereabouts(what, regions, item, read_parameters(item, what))
     if span is not None:
@@ -416,12 +427,12 @@ def _whereabouts(
 def _read_outputs(
     specs: tuple[TensorSpec, ...], regions: Regions, items: Any, binary: bool
 ) -> tuple[Wanted, ...]:
-    names = [spec.name for spec in specs]
     if items is None or items == []:
         return _all_outputs(len(specs), binary)
+    places = {spec.name: place for place, spec in enumerate(specs)}
     wanted = []
-    for place, item in read_named(items, "output", names):
-        what = f"output {names[place]}"
+    for place, item in read_named(items, "output", places):
+        what = f"output {specs[place].name}"
         parameters = read_parameters(item, what)
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:

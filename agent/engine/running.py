@@ -9,7 +9,7 @@ from agent.engine.http import Request, Response
 from agent.engine.lane import DeadlineError, LaneFullError, Runner, Turn
 from agent.engine.runtimes import Array
 from agent.engine.served import Served
-from agent.engine.statistics import Course, Statistics
+from agent.engine.statistics import Statistics
 from agent.engine.streams import Part, Streams
 from agent.engine.tasks import Item, Read
 from agent.engine.tasks.desk import Desk
@@ -18,7 +18,7 @@ from agent.engine.tensors import TensorError, check_finite
 Answer = Response | Awaitable[Response]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would make each five times as slow to make
 class Job:
     """A request that was read and is to be run."""
 
@@ -56,8 +56,7 @@ class Job:
         """How many inferences the request asks for."""
         if self.part is not None:
             return 1
-        batched = self.served.model.manifest.inputs[0].shape[:1] == (-1,)
-        return self.inputs[0].shape[0] if batched else 1
+        return self.inputs[0].shape[0] if self.served.model.batched else 1
 
     @property
     def left_s(self) -> float | None:
@@ -128,7 +127,7 @@ def run(job: Job) -> Answer:
         Exception: there is no answer; what its app is to be told.
     """
     lane = job.served.lane
-    left_s = job.left_s
+    left_s = job.left_s if job.within_s is not None else None
     if left_s is not None and left_s <= 0:
         late = DeadlineError()
         raise _failed(job, late) from late
@@ -150,24 +149,32 @@ async def _run_later(job: Job, left_s: float | None) -> Response:
 
 
 def _answer(job: Job, turn: Turn) -> Response:
-    served, came_at = job.served, job.request.came_at
+    served = job.served
     try:
         classes, tops = served.model.classify(turn.outputs)
         response = job.write(job.id, turn.outputs)
     except Exception as error:
         raise _failed(job, error) from error
     written_at = time.perf_counter()
+    response.after = lambda: _count(job, turn, classes, tops, written_at)
+    return response
+
+
+def _count(
+    job: Job, turn: Turn, classes: tuple[int, ...], tops: list[float], written_at: float
+) -> None:
+    """Note what was answered, and show it to the challenger."""
+    served, came_at = job.served, job.request.came_at
     outcome = served.board.answered(job.id, (written_at - came_at) * 1e6, classes, tops)
     if served.model.classes is None:
         served.board.values.answered(job.id, turn.outputs[0])
     job.statistics.answered(
-        Course(came_at, job.read_at, turn.began_at, turn.ended_at, written_at), job.rows
+        job.rows, (came_at, job.read_at, turn.began_at, turn.ended_at, written_at)
     )
     if served.feed is not None and job.part is not None:
         served.feed.offer_part(job.part, job.inputs[0], turn.outputs, outcome)
     elif served.feed is not None:
         served.feed.offer(job.inputs, turn.outputs, outcome, job.items)
-    return response
 
 
 def _failed(job: Job, error: Exception) -> Exception:

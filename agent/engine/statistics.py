@@ -15,26 +15,23 @@ class _Spent:
     count: int = 0
     seconds: float = 0.0
 
-    def add(self, seconds: float) -> None:
-        self.count += 1
-        self.seconds += seconds
-
     def as_json(self) -> dict[str, int]:
         return {"count": self.count, "ns": round(self.seconds * 1e9)}
 
 
 @dataclass(slots=True)
-class Course:
-    """When a request reached each of its stations, by `time.perf_counter`.
+class _Answers:
+    """Answers to requests of one size, and how many seconds each station took of them all."""
 
-    Between them: it is read, it waits, the model runs, the answer is written.
-    """
+    count: int = 0
+    total: float = 0.0
+    waiting: float = 0.0
+    reading: float = 0.0
+    running: float = 0.0
+    writing: float = 0.0
 
-    came_at: float
-    read_at: float
-    began_at: float
-    ended_at: float
-    written_at: float
+    def spent(self, station: str) -> _Spent:
+        return _Spent(self.count, getattr(self, station))
 
 
 @dataclass(slots=True)
@@ -44,40 +41,43 @@ class Statistics:
     last_ms: int = 0
     """Unix time of the last request."""
     rows: int = 0
-    success: _Spent = field(default_factory=_Spent)
     fail: _Spent = field(default_factory=_Spent)
-    queue: _Spent = field(default_factory=_Spent)
-    compute_input: _Spent = field(default_factory=_Spent)
-    compute_infer: _Spent = field(default_factory=_Spent)
-    compute_output: _Spent = field(default_factory=_Spent)
-    batches: dict[int, tuple[_Spent, _Spent, _Spent]] = field(default_factory=dict)
-    """Rows in a request -> reading, running, writing."""
+    batches: dict[int, _Answers] = field(default_factory=dict)
+    """By the number of rows in a request."""
+    others: _Answers = field(default_factory=_Answers)
+    """Those of further sizes."""
 
-    def answered(self, course: Course, rows: int) -> None:
-        """Count an answer to a request of so many rows."""
+    def answered(
+        self,
+        rows: int,
+        stations: tuple[float, float, float, float, float],
+    ) -> None:
+        """Count an answer, and when its request was at each station, by `time.perf_counter`.
+
+        From where it came it is read, it waits, the model runs, the answer is written.
+        """
+        came_at, read_at, began_at, ended_at, written_at = stations
         self.last_ms = time.time_ns() // 1_000_000
         self.rows += rows
-        self.success.add(course.written_at - course.came_at)
-        self.queue.add(course.began_at - course.read_at)
-        reading = course.read_at - course.came_at
-        running = course.ended_at - course.began_at
-        writing = course.written_at - course.ended_at
-        self.compute_input.add(reading)
-        self.compute_infer.add(running)
-        self.compute_output.add(writing)
-        batch = self.batches.get(rows)
-        if batch is None:
-            if len(self.batches) == MAX_BATCH_SIZES:
-                return
-            batch = self.batches[rows] = (_Spent(), _Spent(), _Spent())
-        batch[0].add(reading)
-        batch[1].add(running)
-        batch[2].add(writing)
+        answers = self.batches.get(rows) or self._batch(rows)
+        answers.count += 1
+        answers.total += written_at - came_at
+        answers.reading += read_at - came_at
+        answers.waiting += began_at - read_at
+        answers.running += ended_at - began_at
+        answers.writing += written_at - ended_at
+
+    def _batch(self, rows: int) -> _Answers:
+        if len(self.batches) == MAX_BATCH_SIZES:
+            return self.others
+        answers = self.batches[rows] = _Answers()
+        return answers
 
     def failed(self, seconds: float) -> None:
         """Count a request that was understood and got no answer."""
         self.last_ms = time.time_ns() // 1_000_000
-        self.fail.add(seconds)
+        self.fail.count += 1
+        self.fail.seconds += seconds
 
     def as_json(self, name: str, version: int) -> dict[str, Any]:
         """Return the model's entry in an answer."""
@@ -86,24 +86,29 @@ class Statistics:
             "version": str(version),
             "last_inference": self.last_ms,
             "inference_count": self.rows,
-            "execution_count": self.success.count,
+            "execution_count": self._spent("total").count,
             "inference_stats": {
-                "success": self.success.as_json(),
+                "success": self._spent("total").as_json(),
                 "fail": self.fail.as_json(),
-                "queue": self.queue.as_json(),
-                "compute_input": self.compute_input.as_json(),
-                "compute_infer": self.compute_infer.as_json(),
-                "compute_output": self.compute_output.as_json(),
+                "queue": self._spent("waiting").as_json(),
+                "compute_input": self._spent("reading").as_json(),
+                "compute_infer": self._spent("running").as_json(),
+                "compute_output": self._spent("writing").as_json(),
                 "cache_hit": _Spent().as_json(),
                 "cache_miss": _Spent().as_json(),
             },
             "batch_stats": [
                 {
                     "batch_size": rows,
-                    "compute_input": reading.as_json(),
-                    "compute_infer": running.as_json(),
-                    "compute_output": writing.as_json(),
+                    "compute_input": answers.spent("reading").as_json(),
+                    "compute_infer": answers.spent("running").as_json(),
+                    "compute_output": answers.spent("writing").as_json(),
                 }
-                for rows, (reading, running, writing) in sorted(self.batches.items())
+                for rows, answers in sorted(self.batches.items())
             ],
         }
+
+    def _spent(self, station: str) -> _Spent:
+        """Return what all answers together took at a station."""
+        parts = [answers.spent(station) for answers in (*self.batches.values(), self.others)]
+        return _Spent(sum(part.count for part in parts), sum(part.seconds for part in parts))

@@ -199,6 +199,10 @@ def _cast(spec: TensorSpec, plain: Array) -> Array:
                 f"input {spec.name}: data: expected {spec.datatype} from {bounds.min} "
                 f"to {bounds.max}, got {low if low < bounds.min else high}"
             )
+    if plain.dtype.kind == "f" and dtype in _SAFE_SQUARES:
+        flat = plain.ravel()
+        if np.dot(flat, flat) <= _SAFE_SQUARES[dtype]:
+            return plain.astype(dtype)
     with np.errstate(over="ignore"):
         array: Array = plain.astype(dtype)
     if dtype.kind == "f" and not all_finite(array):
@@ -210,6 +214,11 @@ def _cast(spec: TensorSpec, plain: Array) -> Array:
             )
     return array
 
+
+_SAFE_SQUARES = {
+    np.dtype(kind): float(np.finfo(kind).max) ** 2 for kind in (np.float16, np.float32)
+}
+"""A sum of squares up to which no number is too large for the type, nor NaN."""
 
 _KINDS = {
     "b": ("b", "true and false"),

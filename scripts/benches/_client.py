@@ -21,7 +21,8 @@ class Connection:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._connect()
-        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._data = bytearray(BUFFER_BYTES)
+        self._buffer = memoryview(self._data)
 
     def _connect(self) -> None:
         address = self._address
@@ -48,6 +49,8 @@ class Http(Connection):
     """Speaks HTTP/1.1; a request is the bytes that are sent."""
 
     status = 0
+    _head, _length = b"", 0
+    """The head of the last answer, and how long it said that the body was."""
 
     def call(self, request: bytes) -> bytes:
         """Send a request; return the answer's body."""
@@ -61,17 +64,21 @@ class Http(Connection):
 
     def _call(self, request: bytes) -> bytes:
         self._socket.sendall(request)
-        filled, head_end = 0, -1
-        while head_end < 0:
+        filled, found = 0, -1
+        while found < 0:
             filled = self._receive(filled)
-            head_end = bytes(self._buffer[:filled]).find(b"\r\n\r\n") + 4
-            head_end = head_end if head_end > 3 else -1
-        head = bytes(self._buffer[:head_end]).lower()
-        self.status = int(head[9:12])
-        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-        while filled < head_end + length:
+            found = self._data.find(b"\r\n\r\n", 0, filled)
+        body = found + 4
+        # Most heads are like the one before: what is timed is the server.
+        if not self._data.startswith(self._head, 0, body) or len(self._head) != body:
+            self._head = bytes(self._buffer[:body])
+            head = self._head.lower()
+            self.status = int(head[9:12])
+            self._length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+        end = body + self._length
+        while filled < end:
             filled = self._receive(filled)
-        return bytes(self._buffer[head_end : head_end + length])
+        return bytes(self._buffer[body:end])
 
 
 class Framed(Connection):
