@@ -97,6 +97,8 @@ def _check(config: AgentConfig) -> int:
     able = capabilities(engine_environ(config.engine))
     for name, version in able.runtimes.items():
         print(f"{name} {version}: ran a model")  # noqa: T201
+    for name, version in (able.libraries or {}).items():
+        print(f"{name} {version}: works")  # noqa: T201
     for name, why in able.unusable.items():
         print(f"{name}: unusable: {why}")  # noqa: T201
     if not able.runtimes:

@@ -176,7 +176,9 @@ class Capabilities(Part):
     runtimes: dict[str, str] = {}
     """Runtime name -> version."""
     unusable: dict[str, str] = {}
-    """Runtime name -> why it is installed and does not work."""
+    """Name of a runtime, accelerator or library -> why it is there and does not work."""
+    libraries: dict[str, str] | None = None
+    """What decodes pictures and extracts features of sound -> its version; None: not known."""
     max_chunk_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = CHUNK_BYTES
     """Of the largest chunk it takes; its broker may carry no longer messages."""
     memory_bytes: Count = 0

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from agent.core import ends, fetching, imports
+from agent.core import ends, fetching, imports, libraries
 from agent.core.actions import MeasureSpace, ReadManifest
 from agent.core.choice import Device, choose, told
 from agent.core.manners import openings, wait_before_all
@@ -66,6 +66,10 @@ def on_space(turn: Turn, space: Space) -> None:
     if not isinstance(variant, Variant):
         reason, detail = told(manifest, variant, device)
         ends.finish(turn, deployment, Phase.REJECTED, reason, detail)
+        return
+    lacking = libraries.lacking(manifest, device.capabilities)
+    if lacking:
+        ends.finish(turn, deployment, Phase.REJECTED, Reason.NO_RUNTIME, lacking)
         return
     shared = (file.digest for file in manifest.shared_files())
     files = tuple(dict.fromkeys((deployment.manifest, variant.artifact.digest, *shared)))

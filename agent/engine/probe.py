@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.engine import libraries
 from agent.engine.runtimes import MODULES, PREFERENCE, installed, open_with
 from agent.engine.runtimes.accelerators import VARIABLE, Kind, configured
 from agent.engine.supported import supported
@@ -33,23 +34,31 @@ _TFLITE_ADDER = (
 def probe() -> dict[str, dict[str, Any]]:
     """Return {"runtimes": {name: version}, "unusable": {name: why}} of what is installed.
 
-    "supported" is {name: what `agent.engine.supported` found out of that runtime}.
+    "libraries" is {name: version} of those that some tasks need; "supported" is {name: what
+    `agent.engine.supported` found out of that runtime}.
 
-    One process a runtime: a library built for another NumPy or processor may take its process
+    One process for each: a library built for another NumPy or processor may take its process
     along, and the others shall still be found.
     """
     alone = json.dumps({})
-    children = {name: _start(name, alone) for name in installed()}
-    usable, unusable, supports = {}, {}, {}
+    children = {name: _start(name, alone) for name in (*installed(), *libraries.installed())}
+    usable, unusable, supports, helpers = {}, {}, {}, {}
     for name, child in children.items():
         answer = _outcome(child)
         if answer["why"]:
             unusable[name] = answer["why"]
+        elif name in libraries.MODULES:
+            helpers[name] = answer["version"]
         else:
             usable[name] = answer["version"]
             supports[name] = answer["supported"]
     unusable |= _unusable_accelerators(usable)
-    return {"runtimes": usable, "unusable": unusable, "supported": supports}
+    return {
+        "runtimes": usable,
+        "unusable": unusable,
+        "libraries": helpers,
+        "supported": supports,
+    }
 
 
 def _unusable_accelerators(runtimes: Iterable[str]) -> dict[str, str]:
@@ -98,7 +107,15 @@ def _outcome(child: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 def probe_runtime(name: str) -> dict[str, Any]:
-    """Run the embedded model with one runtime; `why` is empty when the answer was right."""
+    """Run the embedded model with one runtime; `why` is empty when the answer was right.
+
+    A library that tasks need is tried in its own way.
+    """
+    if name in libraries.MODULES:
+        try:
+            return _told(libraries.try_out(name))
+        except Exception as error:
+            return _told(why=_first_cause(error))
     import numpy as np
 
     if name not in MODULES:

@@ -100,6 +100,7 @@ def abilities(
         python=platform.python_version(),
         runtimes=_words(answer.runtimes),
         unusable=_words(answer.unusable),
+        libraries=None if answer.libraries is None else _words(answer.libraries),
         memory_bytes=psutil.virtual_memory().total,
         cpus=len(os.sched_getaffinity(0)),
         onnx_ir=onnx.onnx_ir,
@@ -121,6 +122,7 @@ class _Answer(BaseModel):
 
     runtimes: dict[str, str]
     unusable: dict[str, str]
+    libraries: dict[str, str] | None = None
     supported: dict[str, _Supported] = {}
 
 

@@ -169,6 +169,10 @@ def device_show(device: DeviceView, now: float) -> Lines:
         ("machine", _machine(device)),
         ("labels", " ".join(f"{key}={value}" for key, value in sorted(device.labels.items()))),
         *(("runtime", f"{name} {version}") for name, version in sorted(can.runtimes.items())),
+        *(
+            ("library", f"{name} {version}")
+            for name, version in sorted((can.libraries or {}).items())
+        ),
         *(("unusable", f"{name}: {why}") for name, why in sorted(can.unusable.items())),
         ("orders", f"revision {device.desired_revision}, {behind} not taken up" if behind else ""),
         *(("serving", _serving(serving, device.scores)) for serving in device.serving),

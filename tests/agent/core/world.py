@@ -74,16 +74,19 @@ def make_release(
     conduct: Conduct = "good",
     model: str = "digits",
     sources: tuple[str, ...] | None = None,
+    *,
     requires: Requires | None = None,
+    task: Task | None = None,
+    shape: tuple[int, ...] = (-1, 4),
 ) -> Made:
     """Make a release of two files and its manifest."""
-    tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+    tensor = TensorSpec(name="x", datatype="FP32", shape=shape)
     weights = f"{model} weights {version} {conduct} ".encode() * 150
     labels = b"zero\none\n"
     manifest = Manifest(
         model=model,
         version=version,
-        task=Task(kind="classification", scores="x"),
+        task=task or Task(kind="classification", scores="x"),
         inputs=(tensor,),
         outputs=(tensor,),
         labels=_file("labels.txt", labels),

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from agent.shell.probe import Probe, capabilities
 from wire.codec import decode, encode
@@ -43,6 +44,9 @@ def test_the_installed_runtimes_are_seen_to_run_a_model() -> None:
     assert list(found.runtimes) == ["onnxruntime"]
     assert found.runtimes["onnxruntime"][0].isdigit()
     assert found.unusable == {}
+    assert found.libraries is not None
+    assert set(found.libraries) == {"Pillow", "pymicro-features"}
+    assert found.libraries["Pillow"][0].isdigit()
     assert found.architecture == os.uname().machine
     assert found.memory_bytes == psutil.virtual_memory().total
     assert found.cpus >= 1
@@ -57,6 +61,21 @@ def test_the_allowed_runtimes_reach_the_probe(tmp_path: Path) -> None:
 
     assert capabilities({"FARFLUNG_RUNTIMES": "a,b"}, python(script)).unusable == {"seen": "a,b"}
     assert capabilities({}, python(script)).unusable == {"seen": "all"}
+
+
+def test_a_library_that_is_broken_is_unusable_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "PIL").mkdir()
+    (tmp_path / "PIL" / "__init__.py").write_text("raise ImportError('libjpeg.so.62: not found')")
+    root = Path(__file__).parents[3]
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{root}")
+
+    found = capabilities({"FARFLUNG_RUNTIMES": "onnxruntime"})
+
+    assert found.unusable == {"Pillow": "libjpeg.so.62: not found"}
+    assert found.libraries is not None
+    assert set(found.libraries) == {"pymicro-features"}
 
 
 def test_a_probe_that_fails_is_a_device_without_runtimes_that_says_why() -> None:
