@@ -5,13 +5,30 @@ be given `--blame FD`, a file of 64 bytes that names the model being run, and `-
 socket for the shared memory of apps (`agent.regions`).
 """
 
-import argparse
+import getopt
 import importlib
 import json
 import os
 import sys
+from typing import NoReturn
 
 import wire
+
+_KNOWN = [
+    "probe",
+    "probe-runtime=",
+    "control=",
+    "generation=",
+    "tcp=",
+    "unix=",
+    "nice=",
+    "blame=",
+    "regions=",
+]
+_USAGE = """\
+usage: python -m agent.engine --probe
+       python -m agent.engine --control FD [--generation N] [--tcp FD] [--unix FD] [--nice N]
+                              [--blame FD] [--regions FD]"""
 
 
 def main() -> None:
@@ -20,41 +37,50 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # The daemon has checked what it has an engine read; see ADR 14.
     wire.TRUSTING = True
-    args = _parser().parse_args()
-    if args.probe:
+    given = _arguments()
+    if "--probe" in given:
         from agent.engine.probe import probe
 
         sys.stdout.write(json.dumps(probe()) + "\n")
-    elif args.probe_runtime is not None:
+    elif "--probe-runtime" in given:
         from agent.engine.probe import probe_runtime
 
-        sys.stdout.write(json.dumps(probe_runtime(args.probe_runtime)) + "\n")
-    elif args.control is None:
-        _parser().error("expected --control FD or --probe; the agent starts this program itself")
+        sys.stdout.write(json.dumps(probe_runtime(given["--probe-runtime"])) + "\n")
+    elif "--control" not in given:
+        _refuse("expected --control FD or --probe; the agent starts this program itself")
     else:
-        _serve(args)
+        _serve({name: _number(name, text) for name, text in given.items()})
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("agent.engine", description="Serves one generation of models.")
-    parser.add_argument("--control", type=int, metavar="FD", help="Unix stream socket")
-    parser.add_argument("--generation", type=int, default=0, metavar="N", help="for process lists")
-    parser.add_argument("--tcp", type=int, metavar="FD", help="listening TCP socket")
-    parser.add_argument("--unix", type=int, metavar="FD", help="listening Unix socket")
-    parser.add_argument("--nice", type=int, default=0, metavar="N", help="while libraries load")
-    parser.add_argument("--blame", type=int, metavar="FD", help="file that names the running model")
-    parser.add_argument("--regions", type=int, metavar="FD", help="Unix stream socket")
-    parser.add_argument("--probe", action="store_true", help="tell which runtimes work, as JSON")
-    parser.add_argument("--probe-runtime", metavar="NAME", help=argparse.SUPPRESS)
-    return parser
+def _arguments() -> dict[str, str]:
+    """Return what was given by name. By getopt: argparse takes 1 MB for as long as we run."""
+    try:
+        given, rest = getopt.getopt(sys.argv[1:], "", _KNOWN)
+    except getopt.GetoptError as error:
+        _refuse(str(error))
+    if rest:
+        _refuse(f"expected names and their values alone, got {rest[0]!r}")
+    return dict(given)
 
 
-def _serve(args: argparse.Namespace) -> None:
+def _number(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        _refuse(f"{name}: expected a number, got {text!r}")
+
+
+def _refuse(why: str) -> NoReturn:
+    sys.stderr.write(f"{_USAGE}\nagent.engine: error: {why}\n")
+    sys.exit(2)
+
+
+def _serve(given: dict[str, int]) -> None:
     from agent import allocator
 
     allocator.settle()
     _import_without_tls("asyncio")
-    _import_nicely(args.nice)
+    _import_nicely(given.get("--nice", 0))
     import asyncio
     import socket
 
@@ -64,12 +90,13 @@ def _serve(args: argparse.Namespace) -> None:
     from agent.regions import Passage
 
     try:
-        control = socket.socket(fileno=args.control)
-        listeners = [socket.socket(fileno=fd) for fd in (args.tcp, args.unix) if fd is not None]
-        blame = Blame(args.blame)
-        passage = None if args.regions is None else Passage(socket.socket(fileno=args.regions))
+        control = socket.socket(fileno=given["--control"])
+        listeners = [socket.socket(fileno=given[at]) for at in ("--tcp", "--unix") if at in given]
+        blame = Blame(given.get("--blame"))
+        regions = given.get("--regions")
+        passage = None if regions is None else Passage(socket.socket(fileno=regions))
     except OSError as error:
-        _parser().error(f"expected open descriptors: {error}")
+        _refuse(f"expected open descriptors: {error}")
     code = asyncio.run(Generation(control, listeners, blame, Regions(passage)).run())
     # A thread may still be inside a model that does not return.
     os._exit(code)
