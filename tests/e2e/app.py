@@ -32,7 +32,7 @@ class App(threading.Thread):
     """
 
     def __init__(
-        self, url: str, *, seed: int = 1, rate: float = 100.0, keep_alive: bool = True
+        self, url: str, *, seed: int = 1, rate: float = 50.0, keep_alive: bool = True
     ) -> None:
         super().__init__(name=f"app-{seed}", daemon=True)
         self.answered = 0

@@ -22,7 +22,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import psutil
+from click.testing import CliRunner
 
+from fleet.__main__ import fleet
 from fleet.core.views import DeviceView, RolloutRequest, RolloutView, ScoreView
 from fleet.shell.client import ControllerClient, UnreachableError
 from tests.brokers import Broker, free_port
@@ -32,6 +34,8 @@ from wire.twin import Probation
 SAMPLES = Path(__file__).parents[2] / "samples"
 LIMIT_S = 60.0
 STOP_S = 20.0
+OFFLINE_S = 25.0
+"""Less than a broker waits for a client that says nothing."""
 NO_PROBATION = Probation(labelled_pairs=0)
 
 T = TypeVar("T")
@@ -134,7 +138,7 @@ class Agent(Program):
             engines = self.engines()
             return len(engines) == 1 and engines[0].pid != engine.pid
 
-        wait_for("another engine", replaced, 20)
+        wait_for("another engine", replaced, 30)
 
     def engines(self) -> list[psutil.Process]:
         """Return its engine processes, the oldest first."""
@@ -258,7 +262,7 @@ class Fleet:
         wait_for(f"{agent.id} online", online)
 
     def wait_until_offline(self, agent: Agent) -> None:
-        wait_for(f"{agent.id} offline", lambda: not self.device(agent).online, 10)
+        wait_for(f"{agent.id} offline", lambda: not self.device(agent).online, OFFLINE_S)
 
     def wait_until_serving(
         self, agent: Agent, release: str, timeout_s: float = LIMIT_S
@@ -305,9 +309,15 @@ class Fleet:
         assert done.returncode == code, f"{arguments}: {done.returncode}: {done.stderr}"
         return done.stderr if code else done.stdout
 
+    def command(self, *arguments: str) -> str:
+        """Run `fleet` in this process, without a start of Python; return its stdout."""
+        done = CliRunner().invoke(fleet, ["--controller", self.url, *arguments])
+        assert done.exit_code == 0, f"{arguments}: {done.exit_code}: {done.output}"
+        return done.stdout
+
     def push(self, path: Path, *options: str) -> str:
         """Push a release through the command line; return NAME@VERSION."""
-        pushed = json.loads(self.cli("model", "push", str(path), *options, "--json"))
+        pushed = json.loads(self.command("model", "push", str(path), *options, "--json"))
         return f"{pushed['model']}@{pushed['version']}"
 
     def start_rollout(
@@ -329,7 +339,7 @@ class Fleet:
         assert view.status == "completed", view.because
 
 
-def wait_until_gone(processes: list[psutil.Process], timeout_s: float = 10.0) -> None:
+def wait_until_gone(processes: list[psutil.Process], timeout_s: float = 20.0) -> None:
     """Wait until the processes ended; one that does not is killed and is a failure."""
     try:
         wait_for("processes to end", lambda: not [p for p in processes if alive(p)], timeout_s)

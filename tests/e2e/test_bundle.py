@@ -13,7 +13,7 @@ from tests.e2e.harness import SAMPLES, Agent, Fleet, wait_for
 
 def export(fleet: Fleet, release: str, *options: str) -> Path:
     stick = fleet.home / "stick.ffb"
-    fleet.cli("model", "export", release, "--out", str(stick), *options)
+    fleet.command("model", "export", release, "--out", str(stick), *options)
     return stick
 
 

@@ -33,7 +33,7 @@ def test_a_killed_agent_goes_on_with_its_download(fleet: Fleet, tmp_path: Path) 
         view = fleet.wait_until_over(rollout)
         # Health comes once a second.
         missing = len(content) - kept * CHUNK_BYTES
-        wait_for("its report", lambda: fleet.health(agent).get("transfer_bytes") == missing, 10)
+        wait_for("its report", lambda: fleet.health(agent).get("transfer_bytes") == missing, 30)
 
     assert view.status == "completed"
     assert kept * CHUNK_BYTES >= len(content) // 4

@@ -42,7 +42,7 @@ def test_a_pull_takes_little_memory_however_long_the_file(
     fleet.rollout(small)
     idle = settled_pss(agent)
 
-    rollout = fleet.start_rollout(fleet.push(write_big_model(tmp_path / "big.onnx", 192, 2)))
+    rollout = fleet.start_rollout(fleet.push(write_big_model(tmp_path / "big.onnx", 96, 2)))
     seen = [pss(agent)]
     while fleet.client.rollout(rollout).status == "running" and len(seen) < 3000:
         seen.append(pss(agent))

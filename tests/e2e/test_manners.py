@@ -32,7 +32,7 @@ def test_a_paused_fetch_stands_still_and_goes_on_without_losing_a_chunk(
         rollout = fleet.start_rollout(release)
         agent.wait_until_fetched(len(content) // 4)
         fleet.client.pause_rollout(rollout, "lunch")
-        wait_for("the hold", lambda: device().waiting, 10)
+        wait_for("the hold", lambda: device().waiting, 30)
         time.sleep(1.5)  # what was asked for may still come
         before = dict(tap.sent_bytes)
         time.sleep(2.0)
@@ -45,7 +45,7 @@ def test_a_paused_fetch_stands_still_and_goes_on_without_losing_a_chunk(
     assert len(content) // 4 <= held.bytes_done < len(content)
     assert view.status is RolloutStatus.COMPLETED
     assert tap.sent_bytes[digest_of(content)] <= len(content) + WINDOW * CHUNK_BYTES
-    wait_for("its report", lambda: fleet.health(agent).get("flash_bytes_written", 0) > 0, 10)
+    wait_for("its report", lambda: fleet.health(agent).get("flash_bytes_written", 0) > 0, 30)
 
 
 def test_a_device_outside_its_window_waits_for_it(mosquitto_fleet: Fleet, tmp_path: Path) -> None:

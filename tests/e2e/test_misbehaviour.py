@@ -125,4 +125,5 @@ def test_a_challenger_that_misbehaves_never_disturbs_the_champion(
     assert agent.running and agent.engine().pid == champion.pid
     assert not app.broken and not app.refused
     assert set(app.versions) == {1}
-    assert app.longest_wait_s < 3  # on a busy machine; a hang would be the whole of its time
+    # On a busy machine; a hang would be the whole of its time, four times 2 s at low priority.
+    assert app.longest_wait_s < 6

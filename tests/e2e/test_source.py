@@ -24,7 +24,7 @@ class Site:
         source = f"{self.cache.url}/models/{{digest}}"
         self.release = fleet.push(home / "big.onnx", "--source", source)
         stick = home / "big.ffb"
-        fleet.cli("model", "export", self.release, "--out", str(stick))
+        fleet.command("model", "export", self.release, "--out", str(stick))
         with tarfile.open(stick) as bundle:
             self.cache.files = {
                 name: bundle.extractfile(name).read()  # type: ignore[union-attr]

@@ -132,7 +132,7 @@ def test_a_release_that_hangs_after_its_commit_is_stopped_and_taken_back(
     for status, answer in refusals:
         assert status == 500
         assert "no answer in time; the run was stopped" in answer["error"]
-    assert took_s < 8
+    assert took_s < 15
     assert unharmed[1]["outputs"][0]["data"] == [5]
     assert same
     [deployment] = device.deployments

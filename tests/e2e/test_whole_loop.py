@@ -23,7 +23,7 @@ def test_good_releases_reach_every_runtime_and_a_bad_one_is_refused_there(
             fleet.push(SAMPLES / f"digits-{version}")
 
         first = fleet.cli("rollout", "start", "digits@1", "--watch")
-        apps = [App(agent.url, seed=place) for place, agent in enumerate(agents)]
+        apps = [App(agent.url, seed=place, rate=100) for place, agent in enumerate(agents)]
         second = fleet.cli("rollout", "start", "digits@2", "--watch")
         third = fleet.cli("rollout", "start", "digits@3", "--watch", code=1)
         for app in apps:
@@ -71,8 +71,8 @@ def check_counts(fleet: Fleet, agent: Agent, app: App) -> None:
         assert score.accuracy_low is not None and score.accuracy_high is not None
         assert score.accuracy_low < score.accuracy < score.accuracy_high
         assert score.accuracy > 0.9
-    shown = fleet.cli("device", "show", agent.id)
+    shown = fleet.command("device", "show", agent.id)
     best = scores[-1]
     assert f"{best.requests} requests, p95 {best.p95_ms:.1f} ms" in shown
     assert f"{100 * best.accuracy:.1f}% (" in shown  # type: ignore[operator]
-    assert json.loads(fleet.cli("device", "show", agent.id, "--json"))["scores"]
+    assert json.loads(fleet.command("device", "show", agent.id, "--json"))["scores"]
