@@ -179,6 +179,7 @@ def device_show(device: DeviceView, now: float) -> Lines:
         *(("deployment", _deployment_whole(report)) for report in device.deployments),
         *(("why", report.detail) for report in device.deployments if report.detail),
         ("health", _health(device)),
+        *(("pipeline", words) for words in _pipelines(device)),
         *(("api", address) for address in device.api),
         *(("refused", text) for text in device.refusals),
     ]
@@ -224,6 +225,19 @@ def _health(device: DeviceView) -> str:
     return ", ".join(words)
 
 
+def _pipelines(device: DeviceView) -> Lines:
+    """Return for each pipeline what became of its frames since its process began."""
+    every = (device.health or {}).get("pipelines", {}) if device.online else {}
+    lines = []
+    for name, counts in sorted(every.items()):
+        words = [f"{counts.get('taken', 0)} taken", f"{counts.get('answered', 0)} answered"]
+        for what in ("dropped", "failed"):
+            words += [f"{n} {what}: {why}" for why, n in sorted(counts.get(what, {}).items())]
+        words += [f"{n} {what}" for what in ("retries", "restarts") if (n := counts.get(what, 0))]
+        lines.append(f"{name}: {', '.join(words)}")
+    return lines
+
+
 class _Gauges:
     """The latest health report of a device that is there, in words."""
 
@@ -266,7 +280,12 @@ def _score_of(serving: Serving, scores: Sequence[ScoreView]) -> ScoreView | None
 
 
 def accuracy(score: ScoreView) -> str:
-    """Return labelled accuracy with its interval: `98.3% (97.1-99.0)`."""
+    """Return labelled accuracy with its interval, `98.3% (97.1-99.0)`, or how far off numbers are.
+
+    The half and 95% of them: `off by 0.21, 0.85`.
+    """
+    if score.accuracy is None and score.error_p50 is not None and score.error_p95 is not None:
+        return f"off by {score.error_p50:.2g}, {score.error_p95:.2g}"
     if score.accuracy is None:
         return "no labels"
     words = f"{100 * score.accuracy:.1f}%"

@@ -24,6 +24,7 @@ class Totals:
     labelled: int = 0
     correct: int = 0
     latency: Histogram = Histogram()  # noqa: RUF009 - frozen
+    value_errors: Histogram = Histogram()  # noqa: RUF009 - frozen
     since: int = 0
     """Start of the earliest window, unix seconds."""
     until: int = 0
@@ -44,6 +45,7 @@ class Totals:
             labelled=self.labelled + window.labelled,
             correct=self.correct + window.correct,
             latency=self.latency.merge(window.latency),
+            value_errors=self.value_errors.merge(window.value_errors or Histogram()),
             since=min(self.since or window.start, window.start),
             until=max(self.until, window.end),
         )
@@ -84,7 +86,14 @@ def score_view(totals: Totals) -> ScoreView:
         accuracy=share,
         accuracy_low=low,
         accuracy_high=high,
+        valued=totals.value_errors.count,
+        error_p50=_whole(totals.value_errors.quantile_us(0.5)),
+        error_p95=_whole(totals.value_errors.quantile_us(0.95)),
     )
+
+
+def _whole(millionths: float | None) -> float | None:
+    return None if millionths is None else millionths / 1_000_000
 
 
 def _ms(us: float | None) -> float | None:

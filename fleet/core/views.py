@@ -108,6 +108,10 @@ class ScoreView(View):
     accuracy_low: float | None
     accuracy_high: float | None
     """95% Wilson interval; it holds within one device."""
+    valued: int = 0
+    """Answered numbers whose true value came, and how far off those were, in their own unit."""
+    error_p50: float | None = None
+    error_p95: float | None = None
 
 
 class DeviceView(View):

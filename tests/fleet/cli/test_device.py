@@ -67,6 +67,48 @@ def test_show_tells_why_a_model_is_not_accelerated(
     assert words in result.stdout
 
 
+def test_show_tells_what_became_of_the_frames_of_pipelines(
+    run: Fleet, controller: MemoryController
+) -> None:
+    device = controller.known_devices["cam-1"]
+    counts = {
+        "door": {
+            "taken": 120, "answered": 110, "dropped": {"full": 7, "stale": 1},
+            "failed": {"refused": 2}, "retries": 3, "restarts": 0,
+        },
+        "yard": {"taken": 0, "answered": 0},
+    }  # fmt: skip
+    health = {**(device.health or {}), "pipelines": counts}
+    controller.known_devices["cam-1"] = device.model_copy(update={"health": health})
+
+    shown = run("device", "show", "cam-1").stdout
+    offline = controller.known_devices["cam-1"].model_copy(update={"online": False})
+    controller.known_devices["cam-1"] = offline
+    gone = run("device", "show", "cam-1").stdout
+
+    assert (
+        "  pipeline    door: 120 taken, 110 answered, 7 dropped: full, 1 dropped: stale, "
+        "2 failed: refused, 3 retries\n"
+        "  pipeline    yard: 0 taken, 0 answered\n"
+    ) in shown
+    assert "pipeline" not in gone
+
+
+def test_show_tells_how_far_off_numbers_are(run: Fleet, controller: MemoryController) -> None:
+    device = controller.known_devices["cam-1"]
+    [score] = device.scores
+    unlabelled = {"labelled": 0, "correct": 0, "accuracy": None}
+    told = {"valued": 40, "error_p50": 0.2134, "error_p95": 12.5}
+    scores = (score.model_copy(update={**unlabelled, **told}),)
+    controller.known_devices["cam-1"] = device.model_copy(update={"scores": scores})
+
+    shown = run("device", "show", "cam-1").stdout
+    table = run("top", "--once").stdout
+
+    assert "1234 requests, p95 3.4 ms, off by 0.21, 12\n" in shown
+    assert "off by 0.21, 12" in table
+
+
 def test_an_unknown_device_leads_to_the_nearest(run: Fleet) -> None:
     result = run("device", "show", "cam-9")
 

@@ -26,6 +26,7 @@ def window(seq: int, latency_us: float = 1500.0) -> ScoreWindow:
         labelled=seq,
         correct=seq - 1,
         latency=Histogram(bins={Histogram.bin_of(latency_us): seq}),
+        value_errors=None if seq == 3 else Histogram(bins={Histogram.bin_of(0.5e6): seq}),
     )
 
 
@@ -38,6 +39,9 @@ def test_windows_add_up_in_any_order(order: list[int]) -> None:
 
     assert (totals.requests, totals.errors, totals.labelled, totals.correct) == (21, 6, 21, 15)
     assert (totals.since, totals.until, totals.latency.count) == (100, 660, 21)
+    view = score_view(totals)
+    assert view.valued == 18
+    assert (view.error_p50, view.error_p95) == (pytest.approx(0.5, rel=0.01),) * 2
 
 
 def test_nothing_labelled_is_no_accuracy_rather_than_none_right() -> None:
