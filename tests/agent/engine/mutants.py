@@ -263,7 +263,7 @@ class Arena:
                 self.answers[answer.status] += 1
             except OSError:
                 self.answers[0] += 1
-            time.sleep(0.002)
+            time.sleep(0.01)
         client.close()
 
 

@@ -302,7 +302,7 @@ def test_near_misses_of_inferences_are_answered_and_never_with_a_500(target: Tar
     }
     assert seen == {200}
 
-    @settings(FUZZ, max_examples=500)
+    @settings(FUZZ, max_examples=300)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         model, path, body = data.draw(st.sampled_from(INFERENCES))

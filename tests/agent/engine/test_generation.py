@@ -47,6 +47,8 @@ def test_no_request_is_lost_while_generations_follow_each_other_under_load(
                 failures.append(repr(error))
             if not kept:
                 client.close()
+            # The engines need some of the processor too, the next one to start at all.
+            time.sleep(0.005)
         client.close()
 
     running = Engine(listeners)
@@ -79,7 +81,7 @@ def test_no_request_is_lost_while_generations_follow_each_other_under_load(
 def test_a_drained_engine_finishes_what_it_has_in_hand(
     tmp_path: Path, listeners: Listeners
 ) -> None:
-    release = Release(tmp_path / "r", onnx_slow_classifier(200))
+    release = Release(tmp_path / "r", onnx_slow_classifier(120))
     answers = []
 
     def ask() -> None:
@@ -118,7 +120,8 @@ def test_a_drain_ends_at_its_deadline(tmp_path: Path, listeners: Listeners) -> N
             began = time.monotonic()
             started.drain(deadline_s=1.5)
 
-    assert 1.4 < time.monotonic() - began < 6
+    # Its deadline, and not the 30 s that a request may take.
+    assert 1.4 < time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
@@ -219,7 +222,7 @@ def test_nothing_is_accepted_before_serve(tmp_path: Path, listeners: Listeners) 
 def test_a_trial_runs_nice_and_serving_does_not_even_without_privilege(
     tmp_path: Path, listeners: Listeners, threads: int
 ) -> None:
-    release = Release(tmp_path / "r", onnx_slow_classifier(300))
+    release = Release(tmp_path / "r", onnx_slow_classifier(80))
 
     with engine(listeners) as started:
         started.tell(Load([release.spec], nice=10, threads=threads))

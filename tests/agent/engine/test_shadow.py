@@ -180,7 +180,7 @@ def test_a_slow_challenger_costs_copies_and_no_time(
     tmp_path: Path, listeners: Listeners, client: Client
 ) -> None:
     old = Release(tmp_path / "1", onnx_classifier(), version=1)
-    new = Release(tmp_path / "2", onnx_slow_classifier(20), version=2)
+    new = Release(tmp_path / "2", onnx_slow_classifier(6), version=2)
 
     with engine(listeners) as champion, engine() as challenger:
         champion.serve(old)

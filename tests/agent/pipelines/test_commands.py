@@ -93,7 +93,8 @@ def test_everything_ends_within_seconds_whatever_the_commands_do(tmp_path: Path,
 
         began = time.monotonic()
         assert it.stop() == 0
-        assert time.monotonic() - began < 6
+        # The commands sleep for ten minutes.
+        assert time.monotonic() - began < 30
 
 
 def unchanged(it: Any) -> bool:

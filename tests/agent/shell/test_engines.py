@@ -172,7 +172,7 @@ def test_an_engine_that_stops_reading_does_not_stop_the_agent(tmp_path: Path) ->
         for _ in range(3000):
             it.engines.ask_scores(1, windows=False)
 
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20, "each might have waited for 2 s"
         detail = "it does not read its control socket"
         assert it.next() == EngineFailed(1, "", Reason.HUNG, detail)
         assert isinstance(it.next(), EngineExited)
@@ -185,7 +185,7 @@ def test_an_engine_with_an_endless_run_is_killed_and_the_model_that_runs_longest
         it.start_ready()
 
         detail = "a run took more than 1 s and could not be stopped"
-        assert it.next(3) == EngineFailed(1, "digits", Reason.HUNG, detail)
+        assert it.next(20) == EngineFailed(1, "digits", Reason.HUNG, detail)
         exited = it.next()
 
     assert isinstance(exited, EngineExited)

@@ -171,5 +171,5 @@ def test_a_process_that_does_not_end_is_ended(
     began = time.monotonic()
     pipelines.stop(0.5)
 
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 30, "it sleeps for ten minutes"
     assert not running(pid)

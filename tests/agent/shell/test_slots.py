@@ -30,6 +30,9 @@ from wire.manifest import File, Manifest, TensorSpec, Variant
 from wire.transfer import Offer
 from wire.twin import Desired, Phase, Reason
 
+STUCK_S = slots_module.CLOSE_S
+"""What a stop takes that waits for something that does not end."""
+
 DIGEST = digest_of(b"release")
 JOURNAL = Journal(
     desired=Desired(device="pi-1", revision=4),
@@ -515,7 +518,7 @@ def test_a_stop_does_not_wait_for_a_consumer_that_is_gone(
 
     slots.close()
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < STUCK_S
     assert narrow.get().__class__ is TransferOpened
     Slots(tmp_path / "data", 0, narrow.put).close()
 
@@ -533,7 +536,7 @@ def test_a_stop_in_the_middle_of_unpacking_is_quick_and_keeps_the_transfer(
 
     desk.slots.close()
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < STUCK_S
     assert desk.events.empty()
     again = Desk(tmp_path / "data")
     assert len(again.open(offer).present) == offer.chunks
@@ -561,7 +564,7 @@ def test_a_stop_in_the_middle_of_decoding_leaves_no_child_and_keeps_the_transfer
 
     desk.slots.close()
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < STUCK_S
     assert desk.events.empty()
     with pytest.raises(ProcessLookupError):
         os.kill(int(told.read_text()), 0)

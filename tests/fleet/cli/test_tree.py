@@ -30,7 +30,7 @@ def test_help_is_quick_since_it_imports_no_command() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
 
     assert done.stderr == b""
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 10.0, "half a second on a machine of its own"
     for name in COMMANDS:
         assert f"\n  {name} ".encode() in done.stdout
 
