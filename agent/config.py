@@ -1,7 +1,6 @@
 """What an operator may set: one TOML file, checked whole before anything starts."""
 
 import base64
-import difflib
 import ipaddress
 import json
 import os
@@ -440,6 +439,8 @@ def _hint(place: tuple[Any, ...]) -> str:
 
 
 def _unknown(place: tuple[Any, ...]) -> str:
+    import difflib  # 1 MB, for a mistake alone
+
     table = str(place[0]) if len(place) > 1 else ""
     key = str(place[-1])
     here = _TABLES[table].model_fields if table in _TABLES else AgentConfig.model_fields

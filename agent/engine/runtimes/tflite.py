@@ -31,9 +31,10 @@ class TfliteModel:
 
     def __init__(self, name: str, path: str, threads: int) -> None:
         self.name = name
-        # What importlib.metadata says, for 2 MB less.
-        self.version = str(importlib.import_module(MODULES[name]).__version__)
         library = importlib.import_module(f"{MODULES[name]}.interpreter")
+        # What importlib.metadata would say, for 2 MB less.
+        package = importlib.import_module(MODULES[name])
+        self.version = str(getattr(package, "__version__", "unknown"))
         # Not by its path: the file would stay mapped, and one that is cut short in place would
         # end the process the next time a weight is read.
         self._content = content_of(path)

@@ -24,7 +24,7 @@ def mapped(started: Engine) -> set[str]:
 def test_a_serving_engine_has_neither_pydantic_nor_tls(
     tmp_path: Path, listeners: Listeners, format: str, runtime: str, library: str
 ) -> None:
-    made = {"onnx": onnx_classifier, "tflite": tflite_classifier}[format]()
+    made = onnx_classifier() if format == "onnx" else tflite_classifier()
     with engine(listeners, runtimes=runtime) as started:
         started.serve(Release(tmp_path / "release", made, format=format))
         client = Client(listeners.port)
