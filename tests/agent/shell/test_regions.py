@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.http as triton
+from tritonclient.utils import shared_memory as shm
 
 from agent.core.actions import StartEngine
 from agent.core.events import EngineExited, EngineReady, Event
@@ -181,6 +183,34 @@ def test_an_app_goes_on_with_its_region_over_swaps_and_notices_nothing(
     assert best(found) == 2
     status = client.ask("GET", "/v2/systemsharedmemory/status").json
     assert [region["key"] for region in status] == [memory.key]
+
+
+def test_the_client_that_people_have_registers_once_and_goes_on_after_a_swap(
+    device: Device,
+) -> None:
+    row = np.array(one_hot(2), np.float32)
+    name = f"farflung-test-{os.getpid()}"
+    handle = shm.create_shared_memory_region(name, f"/{name}", 64)
+    shm.set_shared_memory_region(handle, [row])
+    given = triton.InferInput("image", [1, 4], "FP32")
+    given.set_shared_memory(name, row.nbytes)
+    wanted = triton.InferRequestedOutput("scores")
+    wanted.set_shared_memory(name, 12, offset=32)
+    device.serve(1)
+    found = []
+
+    with triton.InferenceServerClient(f"127.0.0.1:{device.port}") as client:
+        client.register_system_shared_memory(name, f"/{name}", 64)
+    for generation in (2, 3):
+        device.swap(generation)
+        with triton.InferenceServerClient(f"127.0.0.1:{device.port}") as client:
+            answer = client.infer("digits", [given], outputs=[wanted])
+            scores = shm.get_contents_as_numpy(handle, np.float32, [3], offset=32)
+            found.append((answer.get_response()["model_version"], scores.argmax()))
+            shm.set_shared_memory_region(handle, [np.zeros(3, np.float32)], offset=32)
+    shm.destroy_shared_memory_region(handle)
+
+    assert found == [("2", 2), ("3", 2)]
 
 
 def test_the_object_stays_the_one_that_was_registered_although_its_name_is_anothers(
