@@ -29,9 +29,8 @@ from agent.control import (
 )
 from agent.engine import memory, priority
 from agent.engine.blame import Blame
-from agent.engine.http import HttpServer, Request
+from agent.engine.http import HttpServer
 from agent.engine.model import read_manifest, variant_of
-from agent.engine.running import Answer
 from agent.engine.runtimes import CannotRunError, cannot_run, ensure_imported
 from agent.engine.served import Served
 from agent.engine.serving import Api
@@ -68,8 +67,7 @@ class Generation:
         self._watchdog = Watchdog(blame)
         self._served: dict[str, Served] = {}
         self._regions = regions
-        self._api = Api({}, regions)
-        self._http = HttpServer(self._handle)
+        self._http = HttpServer(Api({}, regions).handle)
         self._writer: asyncio.StreamWriter
         self._finished: asyncio.Future[int]
         self._exit_code = ORPHANED
@@ -139,9 +137,6 @@ class Generation:
             case Drain():
                 self._start(self._drain(message))
 
-    def _handle(self, request: Request) -> Answer:
-        return self._api.handle(request)
-
     def _watch(self, limit_s: float) -> None:
         loop = asyncio.get_running_loop()
 
@@ -162,7 +157,7 @@ class Generation:
             return
         now = int(time.time())
         self._served = {passed.model.spec.model: Served(passed, now) for passed in outcome.passed}
-        self._api = Api(self._served, self._regions)
+        self._http.handler = Api(self._served, self._regions).handle
         # Everything loaded stays until the end: nothing for the collector to walk through.
         gc.collect()
         gc.freeze()

@@ -191,6 +191,9 @@ class _State(enum.Enum):
     """The last answer is written; what still comes is thrown away."""
 
 
+_IDLE, _READING, _BUSY, _ENDING = _State
+
+
 class Connection(asyncio.BufferedProtocol):
     """One client."""
 
@@ -201,7 +204,7 @@ class Connection(asyncio.BufferedProtocol):
         self._queue: deque[Request | Response] = deque()
         """Requests to handle and, last, a refusal of what could not be read."""
         self._incoming = Incoming(server.hall, self._queue.append, self._refuse, self._invite)
-        self._state = _State.IDLE
+        self._state = _IDLE
         self._since = time.monotonic()
         self._deaf = False
         """Nothing more is read from this client."""
@@ -250,7 +253,7 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Keep a half-closed connection open while an answer is owed."""
         self._half_closed = True
-        return self._state is _State.BUSY or bool(self._queue)
+        return self._state is _BUSY or bool(self._queue)
 
     def pause_writing(self) -> None:
         """The client does not read its answers: handle none of its requests meanwhile."""
@@ -266,7 +269,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def close_if_idle(self) -> None:
         """Close unless a request is coming or an answer is owed."""
-        if self._state is _State.IDLE and not self._holds():
+        if self._state is _IDLE and not self._holds():
             self._transport.close()
 
     def abort(self) -> None:
@@ -278,12 +281,12 @@ class Connection(asyncio.BufferedProtocol):
         waited = now - self._since
         if self._blocked and waited > READ_ANSWER_S:
             self._transport.abort()
-        elif self._state is _State.READING and waited > REQUEST_S:
+        elif self._state is _READING and waited > REQUEST_S:
             self._refuse(408, f"expected a whole request within {REQUEST_S:g} s, got a part")
             self._advance()
-        elif self._state is _State.IDLE and waited > IDLE_S:
+        elif self._state is _IDLE and waited > IDLE_S:
             self._transport.close()
-        elif self._state is _State.ENDING and waited > LINGER_S:
+        elif self._state is _ENDING and waited > LINGER_S:
             self._transport.abort()
 
     # -- ours
@@ -296,13 +299,14 @@ class Connection(asyncio.BufferedProtocol):
             self._queue.append(refusal(status, error))
 
     def _invite(self) -> None:
-        if not self._queue and self._state is not _State.BUSY:
+        if not self._queue and self._state is not _BUSY:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _advance(self) -> None:
         """Handle queued requests until one takes time; a long queue lets others in between."""
         for _ in range(MAX_PIPELINED):
-            if not self._queue or self._state in (_State.BUSY, _State.ENDING) or self._blocked:
+            state = self._state
+            if not self._queue or state is _BUSY or state is _ENDING or self._blocked:
                 break
             item = self._queue.popleft()
             if isinstance(item, Response):
@@ -316,23 +320,23 @@ class Connection(asyncio.BufferedProtocol):
         if self._paused and not self._queue:
             self._paused = False
             self._transport.resume_reading()
-        if self._state is not _State.BUSY:
+        if self._state is not _BUSY:
             self._rest()
 
     def _rest(self) -> None:
         """Note what we wait for."""
-        if self._state is _State.ENDING:
+        if self._state is _ENDING:
             return
         if self._half_closed and not self._queue:
             self._transport.close()
             return
-        state = _State.READING if self._incoming.reading else _State.IDLE
-        if state is not self._state or state is _State.IDLE:
+        state = _READING if self._incoming.reading else _IDLE
+        if state is not self._state or state is _IDLE:
             self._state = state
             self._since = time.monotonic()
 
     def _handle(self, request: Request) -> None:
-        self._state = _State.BUSY
+        self._state = _BUSY
         result = self._server.handler(request)
         if isinstance(result, Response):
             self._respond(request, result)
@@ -352,7 +356,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _respond(self, request: Request, response: Response) -> None:
         self._server.hall.held_bytes -= len(request.body)
-        self._state = _State.IDLE
+        self._state = _IDLE
         if response.stream is not None:
             self._streams = [
                 one for one in self._streams if one.open and one is not response.stream
@@ -392,7 +396,7 @@ class Connection(asyncio.BufferedProtocol):
         """
         self._deaf = True
         self._queue.clear()
-        self._state = _State.ENDING
+        self._state = _ENDING
         self._since = time.monotonic()
         if self._half_closed:
             self._transport.close()

@@ -69,9 +69,6 @@ class _Head:
         )
 
 
-_NO_HEAD = _Head(b"", "", "", {}, False, 0)
-
-
 class _Body:
     """A body that did not come at once, in room that grows."""
 
@@ -134,7 +131,7 @@ class Incoming:
         self._refuse = refuse
         self._invite = invite
         self._stopped = False
-        self._last_head = _NO_HEAD
+        self._last_head: _Head | None = None
         self._body: _Body | None = None
         """Read past the parser."""
         self._held_bytes = 0
@@ -171,6 +168,9 @@ class Incoming:
     def _next(self, at: int, end: int) -> int:
         """Take up something of the buffer; return up to where."""
         if not self.reading:
+            head: _Head | None = self._last_head
+            if head is not None and self._hall.buffer.startswith(head.data, at, end):
+                return self._begin_body(head, at + len(head.data), end)
             found = self._hall.buffer.find(_HEAD_END, at, end)
             if found >= 0:
                 head_end = found + len(_HEAD_END)
@@ -181,8 +181,6 @@ class Incoming:
 
     def _head(self, data: bytes) -> _Head | None:
         """Return a head with a body to come; None where the parser saw to it or goes on with it."""
-        if data == self._last_head.data:
-            return self._last_head
         if len(data) > MAX_HEAD_BYTES:
             self._refuse(431, f"head: expected at most {MAX_HEAD_BYTES} bytes, got {len(data)}")
             return None
@@ -204,16 +202,17 @@ class Incoming:
         return head
 
     def _begin_body(self, head: _Head, at: int, end: int) -> int:
+        body_end = at + head.body_bytes
+        if body_end <= end and self._hall.held_bytes + head.body_bytes <= MAX_HELD_BYTES:
+            self._hall.held_bytes += head.body_bytes
+            self._take(head.request(bytes(self._hall.view[at:body_end])))
+            return body_end
+        end = min(end, body_end)
         self.reading = True
-        end = min(end, at + head.body_bytes)
-        if end == at + head.body_bytes:
-            self._hold(head.body_bytes)
-            self._pass(head.request(bytes(self._hall.view[at:end])))
-        else:
-            self._body = body = _Body(head)
-            body.room()[: end - at] = self._hall.view[at:end]
-            self._hold(body.room_bytes)
-            self._fill(body, end - at)
+        self._body = body = _Body(head)
+        body.room()[: end - at] = self._hall.view[at:end]
+        self._hold(body.room_bytes)
+        self._fill(body, end - at)
         return end
 
     def _fill(self, body: _Body, count: int) -> None:

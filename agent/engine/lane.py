@@ -49,9 +49,11 @@ class Lane:
 
     def is_quick(self, inputs: list[Array], expected_ms: float | None = None) -> bool:
         """Whether `inputs` may be run on the event loop now."""
+        if self._waiting:
+            return False
         if expected_ms is None:
             expected_ms = _size(inputs) * self._ms_per_byte
-        return self._waiting == 0 and expected_ms < INLINE_MS
+        return expected_ms < INLINE_MS
 
     def run(self, inputs: list[Array], runner: Runner | None = None) -> Turn:
         """Run here and now, the model itself or what a stream does with it.
@@ -111,4 +113,7 @@ class Lane:
 
 
 def _size(inputs: list[Array]) -> int:
-    return sum([array.nbytes for array in inputs])
+    size = 0
+    for array in inputs:
+        size += array.nbytes
+    return size

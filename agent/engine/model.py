@@ -3,6 +3,7 @@
 import math
 import mmap
 import re
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -48,8 +49,13 @@ class Model:
         finally:
             blame.end(loading)
         self.finite_only = _finite_only(self.variant, path)
-        self._in_order = _order("input", self.variant, self.variant.inputs, self.runtime.inputs)
-        self._out_order = _order("output", self.variant, self.variant.outputs, self.runtime.outputs)
+        self._in_order, self._out_order = (
+            _sorter(_order(kind, self.variant, wanted, ports))
+            for kind, wanted, ports in (
+                ("input", self.variant.inputs, self.runtime.inputs),
+                ("output", self.variant.outputs, self.runtime.outputs),
+            )
+        )
         self._row_by_row = _one_row_only(self.manifest, self.variant, self.runtime)
         self.scores = _scores_output(self.manifest)
         self.input_places = {spec.name: place for place, spec in enumerate(self.manifest.inputs)}
@@ -220,7 +226,7 @@ class Model:
         runtime = runtime or self.runtime
         run = self._blame.begin(self._mark, runtime.interrupt)
         try:
-            outputs = runtime.run([inputs[place] for place in self._in_order])
+            outputs = runtime.run(self._in_order(inputs))
         except Exception as error:
             if run.interrupted:
                 raise CannotRunError(
@@ -229,7 +235,7 @@ class Model:
             raise
         finally:
             self._blame.end(run)
-        return [outputs[place] for place in self._out_order]
+        return self._out_order(outputs)
 
 
 # Operators that compute in integers, or turn reals into them.
@@ -338,6 +344,13 @@ def _order(
                 f"the model file has {port.datatype} {list(port.shape)}",
             )
     return [places[spec.name] for spec in wanted]
+
+
+def _sorter(order: list[int]) -> Callable[[list[Array]], list[Array]]:
+    """Return what puts tensors in another order: the first is that at `order[0]`."""
+    if order == sorted(order):
+        return lambda arrays: arrays
+    return lambda arrays: [arrays[place] for place in order]
 
 
 def _fits(said: tuple[int, ...], made: tuple[int, ...]) -> bool:

@@ -107,9 +107,11 @@ def read_inference(
         HttpError: it is not one, or not one for this model.
         TensorError: an input is not what the model expects.
     """
-    head, raw = split_body(header_length, body)
-    if header_length is not None and not head:
-        return _raw_inference(model, raw)
+    head, raw = body, _EMPTY
+    if header_length is not None:
+        head, raw = split_body(header_length, body)
+        if not head:
+            return _raw_inference(model, raw)
     fields = read_object(head)
     id = read_id(fields) if "id" in fields else ""
     binary, within_s = False, None
@@ -143,10 +145,9 @@ def write_answer(model: Model, asked: Inference, id: str, outputs: list[Array]) 
         HttpError: an output does not fit into the shared memory that was named for it.
     """
     parts: list[bytes] = []
-    described = [
-        _describe_output(model, asked, wanted, outputs[wanted.place], parts)
-        for wanted in asked.outputs
-    ]
+    described = []
+    for wanted in asked.outputs:
+        described.append(_describe_output(model, asked, wanted, outputs[wanted.place], parts))
     head = write_json(
         {
             "model_name": model.spec.model,
@@ -347,8 +348,9 @@ def _read_inputs(model: Model, regions: Regions, items: Any, raw: memoryview) ->
         arrays[place], at = read_input(specs[place], regions, item, raw, at)
     if at != len(raw):
         raise bad_request(f"body: expected {at} bytes of tensors after the JSON, got {len(raw)}")
-    inputs = [arrays[place] for place in range(len(specs))]
-    same_batch(specs, inputs)
+    inputs = list(map(arrays.__getitem__, range(len(specs))))
+    if len(specs) > 1:
+        same_batch(specs, inputs)
     if model.finite_only:
         check_finite(specs, inputs)
     return inputs

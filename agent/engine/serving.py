@@ -6,6 +6,7 @@ import time
 import urllib.parse
 import zlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from agent.engine import open_inference, tf_serving
@@ -24,6 +25,7 @@ from agent.engine.tasks import Item, Read, Told
 from agent.engine.tensors import TensorError, check_finite
 from wire import VERSION
 
+_CODING = b"accept-encoding"
 _HEADER_LENGTH = b"inference-header-content-length"
 _ALIVE = {"live": True, "ready": True}
 """Live and ready read alike: clients disagree on which of the two they look for."""
@@ -78,7 +80,7 @@ class Api:
         except Exception as error:
             answer = _refuse(error)
         if isinstance(answer, Response):
-            return _compressed(request, answer)
+            return _compressed(request, answer) if _CODING in request.headers else answer
         return _guard(request, answer)
 
     def _add_routes(self, served: Served) -> None:
@@ -89,7 +91,7 @@ class Api:
             self._routes[base] = {"GET": lambda _: Response(200, described)}
             self._routes[f"{base}/ready"] = {"GET": lambda _: _json({"name": name, **_ALIVE})}
             self._routes[f"{base}/stats"] = {"GET": lambda _: self._stats(served)}
-            self._routes[f"{base}/infer"] = {"POST": lambda request: self._infer(served, request)}
+            self._routes[f"{base}/infer"] = {"POST": partial(self._infer, served)}
             self._routes[f"{base}/shadow"] = {"GET": lambda _: _shadow(served)}
         for place in ("", f"/versions/{model.spec.version}", f"/labels/{_STABLE}"):
             base = f"/v1/models/{name}{place}"
@@ -113,9 +115,10 @@ class Api:
             self._routes[f"/v1/models/{name}{place}:predict"] = {"POST": _cannot_predict}
 
     def _route(self, request: Request) -> Callable[[Request], Answer]:
-        methods = self._routes.get(request.target) or self._routes.get(_path(request.target))
+        methods = self._routes.get(request.target)
         if methods is None:
-            methods = self._unlisted(_path(request.target))
+            path = _path(request.target)
+            methods = self._routes.get(path) or self._unlisted(path)
         handler = methods.get(request.method)
         if handler is None:
             allowed = ", ".join(methods)
@@ -159,8 +162,12 @@ class Api:
         header_length = request.headers.get(_HEADER_LENGTH)
         body = _inflated(request)
         model = served.model
-        desk = model.desk if header_length is None else None
-        if desk is not None and desk.takes(request.headers.get(b"content-type", b"")):
+        desk = model.desk
+        if (
+            desk is not None
+            and header_length is None
+            and desk.takes(request.headers.get(b"content-type", b""))
+        ):
             return self._infer_from(served, request, bytes(body))
         asked = open_inference.read_inference(model, self._regions, header_length, body)
         if asked.items:
@@ -414,7 +421,7 @@ def _compressed(request: Request, response: Response) -> Response:
     Those ask for it. Most clients only list what they could read; between two processes of one
     device, compression costs them more than it saves.
     """
-    coding = request.headers.get(b"accept-encoding")
+    coding = request.headers.get(_CODING)
     if coding not in (b"gzip", b"deflate") or len(response.body) < _LEAST_COMPRESSED_BYTES:
         return response
     packer = zlib.compressobj(1, wbits=31 if coding == b"gzip" else 15)
@@ -432,8 +439,8 @@ def _given_id(request: Request) -> str:
 
 
 def _inflated(request: Request) -> bytes | memoryview:
-    encoding = request.headers.get(b"content-encoding", b"identity").lower()
-    if encoding == b"identity":
+    encoding = request.headers.get(b"content-encoding")
+    if encoding is None or (encoding := encoding.lower()) == b"identity":
         return request.body
     if encoding not in (b"gzip", b"deflate"):
         raise bad_request(

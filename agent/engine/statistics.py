@@ -8,6 +8,14 @@ MAX_BATCH_SIZES = 64
 """Batch sizes that are told apart; the totals count them all."""
 
 
+MAX_UNCOUNTED = 32
+"""Answers that wait to be counted: many at a time cost less than each on its own."""
+
+Stations = tuple[float, float, float, float, float]
+"""When a request came, was read, began to run, ended that, and was answered, by
+`time.perf_counter`."""
+
+
 @dataclass(slots=True)
 class _Spent:
     """How often something happened, and how long it took altogether."""
@@ -38,34 +46,39 @@ class _Answers:
 class Statistics:
     """Totals of one model, as the protocol's statistics extension shapes them."""
 
-    last_ms: int = 0
-    """Unix time of the last request."""
-    rows: int = 0
+    _last_at: float = 0.0
+    """Of the last request, by `time.perf_counter`; 0: there was none."""
     fail: _Spent = field(default_factory=_Spent)
     batches: dict[int, _Answers] = field(default_factory=dict)
     """By the number of rows in a request."""
     others: _Answers = field(default_factory=_Answers)
     """Those of further sizes."""
+    rows: int = 0
+    _uncounted: list[tuple[int, Stations]] = field(default_factory=list)
 
     def answered(
         self,
         rows: int,
-        stations: tuple[float, float, float, float, float],
+        stations: Stations,
     ) -> None:
-        """Count an answer, and when its request was at each station, by `time.perf_counter`.
+        """Count an answer to a request of so many rows."""
+        self._uncounted.append((rows, stations))
+        if len(self._uncounted) == MAX_UNCOUNTED:
+            self._count()
 
-        From where it came it is read, it waits, the model runs, the answer is written.
-        """
-        came_at, read_at, began_at, ended_at, written_at = stations
-        self.last_ms = time.time_ns() // 1_000_000
-        self.rows += rows
-        answers = self.batches.get(rows) or self._batch(rows)
-        answers.count += 1
-        answers.total += written_at - came_at
-        answers.reading += read_at - came_at
-        answers.waiting += began_at - read_at
-        answers.running += ended_at - began_at
-        answers.writing += written_at - ended_at
+    def _count(self) -> None:
+        """Catch up: to be done before anything is told."""
+        for rows, (came_at, read_at, began_at, ended_at, written_at) in self._uncounted:
+            self.rows += rows
+            answers = self.batches.get(rows) or self._batch(rows)
+            answers.count += 1
+            answers.total += written_at - came_at
+            answers.reading += read_at - came_at
+            answers.waiting += began_at - read_at
+            answers.running += ended_at - began_at
+            answers.writing += written_at - ended_at
+            self._last_at = max(self._last_at, written_at)
+        self._uncounted.clear()
 
     def _batch(self, rows: int) -> _Answers:
         if len(self.batches) == MAX_BATCH_SIZES:
@@ -75,16 +88,19 @@ class Statistics:
 
     def failed(self, seconds: float) -> None:
         """Count a request that was understood and got no answer."""
-        self.last_ms = time.time_ns() // 1_000_000
+        self._last_at = time.perf_counter()
         self.fail.count += 1
         self.fail.seconds += seconds
 
     def as_json(self, name: str, version: int) -> dict[str, Any]:
         """Return the model's entry in an answer."""
+        self._count()
+        ago_s = time.perf_counter() - self._last_at
+        last_ms = round((time.time() - ago_s) * 1000) if self._last_at else 0
         return {
             "name": name,
             "version": str(version),
-            "last_inference": self.last_ms,
+            "last_inference": last_ms,
             "inference_count": self.rows,
             "execution_count": self._spent("total").count,
             "inference_stats": {

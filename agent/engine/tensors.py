@@ -185,6 +185,11 @@ def same_batch(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> None:
 
 def _cast(spec: TensorSpec, plain: Array) -> Array:
     dtype = DTYPES[spec.datatype]
+    safe = _SAFE_SQUARES.get(spec.datatype)
+    if safe is not None and plain.dtype.kind == "f":
+        flat = plain.ravel()
+        if np.dot(flat, flat) <= safe:
+            return plain.astype(dtype)
     kinds, wanted = _KINDS[dtype.kind]
     if plain.dtype.kind not in kinds:
         raise TensorError(
@@ -199,10 +204,6 @@ def _cast(spec: TensorSpec, plain: Array) -> Array:
                 f"input {spec.name}: data: expected {spec.datatype} from {bounds.min} "
                 f"to {bounds.max}, got {low if low < bounds.min else high}"
             )
-    if plain.dtype.kind == "f" and dtype in _SAFE_SQUARES:
-        flat = plain.ravel()
-        if np.dot(flat, flat) <= _SAFE_SQUARES[dtype]:
-            return plain.astype(dtype)
     with np.errstate(over="ignore"):
         array: Array = plain.astype(dtype)
     if dtype.kind == "f" and not all_finite(array):
@@ -215,9 +216,7 @@ def _cast(spec: TensorSpec, plain: Array) -> Array:
     return array
 
 
-_SAFE_SQUARES = {
-    np.dtype(kind): float(np.finfo(kind).max) ** 2 for kind in (np.float16, np.float32)
-}
+_SAFE_SQUARES = {name: float(np.finfo(DTYPES[name]).max) ** 2 for name in ("FP16", "FP32")}
 """A sum of squares up to which no number is too large for the type, nor NaN."""
 
 _KINDS = {
