@@ -345,19 +345,25 @@ def _read_inputs(model: Model, regions: Regions, items: Any, raw: memoryview) ->
     arrays: dict[int, Array] = {}
     at = 0
     for place, item in found:
-        arrays[place], at = read_input(specs[place], regions, item, raw, at)
+        arrays[place], at = read_input(
+            specs[place], regions, item, raw, at, finite_only=model.finite_only
+        )
     if at != len(raw):
         raise bad_request(f"body: expected {at} bytes of tensors after the JSON, got {len(raw)}")
     inputs = list(map(arrays.__getitem__, range(len(specs))))
     if len(specs) > 1:
         same_batch(specs, inputs)
-    if model.finite_only:
-        check_finite(specs, inputs)
     return inputs
 
 
 def read_input(
-    spec: TensorSpec, regions: Regions, item: dict[str, Any], raw: memoryview, at: int
+    spec: TensorSpec,
+    regions: Regions,
+    item: dict[str, Any],
+    raw: memoryview,
+    at: int,
+    *,
+    finite_only: bool = False,
 ) -> tuple[Array, int]:
     """Return one input and where the next one's bytes begin.
 
@@ -370,19 +376,25 @@ def read_input(
         raise bad_request(f"input {spec.name}: datatype: expected {spec.datatype}, got {got}")
     shape = check_shape(spec, item.get("shape"))
     if "parameters" not in item and "data" in item:
-        return from_json(spec, shape, item["data"]), at
+        return from_json(spec, shape, item["data"], finite_only=finite_only), at
     what = f"input {spec.name}"
     size, span = _whereabouts(what, regions, item, read_parameters(item, what))
     if span is not None:
-        return from_bytes(spec, shape, memoryview(span.read(what))), at
+        array = from_bytes(spec, shape, memoryview(span.read(what)))
+        if finite_only:
+            check_finite((spec,), (array,))
+        return array, at
     if size is None:
-        return from_json(spec, shape, item["data"]), at
+        return from_json(spec, shape, item["data"], finite_only=finite_only), at
     if type(size) is not int or not 0 <= size <= len(raw) - at:
         raise bad_request(
             f"input {spec.name}: binary_data_size: expected up to the {len(raw) - at} bytes that "
             f"are left after the JSON (Inference-Header-Content-Length), got {str(size)[:40]}"
         )
-    return from_bytes(spec, shape, raw[at : at + size]), at + size
+    array = from_bytes(spec, shape, raw[at : at + size])
+    if finite_only:
+        check_finite((spec,), (array,))
+    return array, at + size
 
 
 def _is_for(desk: Desk, given: Any) -> bool:

@@ -41,11 +41,14 @@ def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
     )
 
 
-def from_json(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> Array:
+def from_json(
+    spec: TensorSpec, shape: tuple[int, ...], data: Any, *, finite_only: bool = False
+) -> Array:
     """Return the tensor that JSON numbers, flat or nested as `shape`, stand for.
 
     Raises:
-        TensorError: ragged, of another size, of another kind or out of range.
+        TensorError: ragged, of another size, of another kind or out of range; with
+            `finite_only` also NaN and infinity, which Python writes into what it calls JSON.
     """
     if spec.datatype == "BYTES":
         return _texts(spec, shape, data)
@@ -58,7 +61,7 @@ def from_json(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> Array:
             f"input {spec.name}: data: expected {math.prod(shape)} values in shape {list(shape)}, "
             f"got {plain.size} in {list(plain.shape)}"
         )
-    return _cast(spec, plain).reshape(shape)
+    return _cast(spec, plain.reshape(shape), finite_only=finite_only)
 
 
 def nested_from_json(spec: TensorSpec, data: Any) -> Array:
@@ -183,7 +186,7 @@ def same_batch(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> None:
         raise TensorError(f"inputs: expected one batch size, got {rows}")
 
 
-def _cast(spec: TensorSpec, plain: Array) -> Array:
+def _cast(spec: TensorSpec, plain: Array, *, finite_only: bool) -> Array:
     dtype = DTYPES[spec.datatype]
     safe = _SAFE_SQUARES.get(spec.datatype)
     if safe is not None and plain.dtype.kind == "f":
@@ -213,6 +216,8 @@ def _cast(spec: TensorSpec, plain: Array) -> Array:
                 f"input {spec.name}: data: expected numbers that {spec.datatype} can hold, "
                 f"got {plain.ravel()[np.argmax(lost)]}"
             )
+        if finite_only:
+            check_finite((spec,), (array,))
     return array
 
 
