@@ -83,7 +83,7 @@ def test_a_challenger_keeps_to_its_share_of_a_core_and_to_low_priority(
     tmp_path: Path, listeners: Listeners, client: Client
 ) -> None:
     old = Release(tmp_path / "1", onnx_classifier(), version=1)
-    new = Release(tmp_path / "2", onnx_slow_classifier(4), version=2)
+    new = Release(tmp_path / "2", onnx_slow_classifier(16), version=2)
     share = 0.2
 
     def compared() -> int:
@@ -99,7 +99,7 @@ def test_a_challenger_keeps_to_its_share_of_a_core_and_to_low_priority(
         first = eventually(compared, BUSY_S)
         began, before = time.monotonic(), sum(process.cpu_times()[:2])
         # On a busy machine a nice process takes long for so many: pairs end it, not seconds.
-        eventually(lambda: compared() >= first + 20, BUSY_S)
+        eventually(lambda: compared() >= first + 30, BUSY_S)
         taken_s = sum(process.cpu_times()[:2]) - before
         elapsed_s = time.monotonic() - began
         during = niceness(challenger)
@@ -110,7 +110,7 @@ def test_a_challenger_keeps_to_its_share_of_a_core_and_to_low_priority(
 
     run_s = found.challenger_cpu_us / found.challenger_rows / 1e6
     # What was saved up before and the run in hand come on top; unrationed it would be about 1.
-    assert taken_s < share * (elapsed_s + BURST_S) + 4 * run_s
+    assert taken_s < share * (elapsed_s + BURST_S) + 2 * run_s
     assert found.dropped > 0 and found.errors == 0
     assert during == {0, 10}
     assert after == {0}
