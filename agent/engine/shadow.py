@@ -289,7 +289,7 @@ class ShadowHost:
 
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         streams: dict[str, Streams] = {}
-        with contextlib.suppress(OSError, EOFError, *_MALFORMED):
+        with contextlib.suppress(OSError, EOFError, asyncio.CancelledError, *_MALFORMED):
             while True:
                 header, raw = await _read(reader)
                 try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.control import Host, ShadowStop, ShadowTo, Tally
+from agent.control import Host, Serve, ShadowStop, ShadowTo, Tally
 from tests.agent.engine.harness import (
     Client,
     Engine,
@@ -174,6 +174,34 @@ def test_a_dying_challenger_is_noted_and_never_costs_the_champion_an_answer(
     assert found.pairs + found.errors + found.dropped == 101
     assert after == []
     assert (still["running"], still["tally"]["pairs"]) == (False, 1)
+
+
+def test_a_challenger_that_comes_to_serve_with_copies_in_hand_lets_them_go_in_silence(
+    tmp_path: Path, listeners: Listeners, client: Client
+) -> None:
+    old = Release(tmp_path / "1", onnx_classifier(), version=1)
+    new = Release(tmp_path / "2", onnx_slow_classifier(200), version=2)
+    more = Listeners(tmp_path / "2")
+    second = Client(more.port)
+
+    with engine(listeners) as champion, engine(more) as another, engine() as challenger:
+        champion.serve(old)
+        another.serve(old)
+        challenger.load(new)
+        path = start(champion, challenger, tmp_path, new)
+        another.tell(ShadowTo("digits", path, new.spec.manifest))
+        another.report(windows=False)
+        # One copy runs, the other waits for the only thread that runs copies.
+        client.infer(one_hot(0))
+        eventually(lambda: challenger.blamed() == "digits")
+        second.infer(one_hot(0))
+        challenger.report(windows=False)
+        challenger.tell(Serve())
+        eventually(lambda: challenger.blamed() == "")
+        # What it says besides is seen when it is closed.
+        challenger.report(windows=False)
+    second.close()
+    more.close()
 
 
 def test_a_slow_challenger_costs_copies_and_no_time(
