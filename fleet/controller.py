@@ -767,7 +767,7 @@ class Controller:
         orders: list[Assign] = []
         for each in self._books.active():
             if each.model == rollout.model:
-                ended, let_go = supersede(each, rollout.id, now)
+                ended, let_go = supersede(each, self._census, rollout.id, now)
                 older.append(ended)
                 orders += let_go
         rollout, new = step(rollout, self._census, now)

@@ -190,13 +190,19 @@ def resume(rollout: Rollout, now: float) -> Rollout:
     )
 
 
-def supersede(rollout: Rollout, by: str, now: float) -> tuple[Rollout, list[Assign]]:
+def supersede(
+    rollout: Rollout, census: Census, by: str, now: float
+) -> tuple[Rollout, list[Assign]]:
     """End a rollout because a newer one of the same model begins; whom it held is let go.
 
-    A device that the newer one does not tell goes on with the order it has.
+    A device that the newer one does not tell goes on with the order it has; one that was to be
+    taken back is told so first.
     """
     if rollout.status.final:
         return rollout, []
+    recalls: list[Assign] = []
+    if rollout.status is RolloutStatus.ROLLING_BACK:
+        rollout, recalls = _recall(rollout, census)
     after = replace(
         rollout,
         status=RolloutStatus.SUPERSEDED,
@@ -204,7 +210,7 @@ def supersede(rollout: Rollout, by: str, now: float) -> tuple[Rollout, list[Assi
         ended_at=now,
     )
     if rollout.status is not RolloutStatus.PAUSED:
-        return after, []
+        return after, recalls
     after, regarded = _hold_or_let_go(after)
     return after, _orders(after, regarded)
 

@@ -197,7 +197,7 @@ def test_a_completed_rollout_stays_completed_whatever_happens_later() -> None:
 
     assert step(rollout, census, T0 + 60) == (rollout, [])
     assert abort(rollout, "late", T0) is rollout
-    assert supersede(rollout, "r-3", T0) == (rollout, [])
+    assert supersede(rollout, census, "r-3", T0) == (rollout, [])
 
 
 def held(orders: list[Assign]) -> dict[str, bool]:
@@ -250,10 +250,23 @@ def test_whom_a_paused_rollout_held_goes_on_when_it_is_superseded() -> None:
     rollout, _ = step(rollout_of(("a", "b")), census, T0)
     rollout, _ = step(pause(rollout, "lunch"), census, T0)
 
-    ended, orders = supersede(rollout, "r-3", T0)
+    ended, orders = supersede(rollout, census, "r-3", T0)
 
     assert ended.status is RolloutStatus.SUPERSEDED
     assert held(orders) == {"a": False, "b": False}
+
+
+def test_whom_an_aborted_rollout_held_is_taken_back_before_a_newer_one_begins() -> None:
+    census = census_of("a", "b")
+    rollout, _ = step(rollout_of(("a", "b")), census, T0)
+    rollout, _ = step(pause(rollout, "lunch"), census, T0)
+    rollout = abort(rollout, "no", T0)
+
+    ended, orders = supersede(rollout, census, "r-3", T0)
+
+    assert ended.status is RolloutStatus.SUPERSEDED
+    assert held(orders) == {"a": False, "b": False}
+    assert {order.assignment.manifest for order in orders if order.assignment} == {OLD}
 
 
 def test_nobody_is_taken_for_silent_because_of_a_pause() -> None:

@@ -163,7 +163,7 @@ class RolloutLife(RuleBasedStateMachine):
 
     @rule()
     def a_newer_rollout_begins(self) -> None:
-        self.rollout, orders = supersede(self.rollout, "r-3", self.now)
+        self.rollout, orders = supersede(self.rollout, self.census, "r-3", self.now)
         for order in orders:
             self.edges[order.device].order = order.assignment
 
