@@ -44,14 +44,20 @@ class Blame:
         run = Run(model, time.monotonic_ns() if timed else 0, interrupt)
         with self._lock:
             self._running.append(run)
-            self._write()
+            if len(self._running) == 1:
+                self._page[:] = BLAME.pack(model, model, run.since_ns)
+            else:
+                self._write()
         return run
 
     def end(self, run: Run) -> None:
         """Note that a run is over."""
         with self._lock:
             self._running.remove(run)
-            self._write()
+            if self._running:
+                self._write()
+            else:
+                self._page[:] = _NOBODY
         if run.interrupted:
             self.on_interrupted(run.model.decode())
 
@@ -71,13 +77,8 @@ class Blame:
                     run.interrupt()
 
     def _write(self) -> None:
-        running = self._running
-        if not running:
-            self._page[:] = _NOBODY
-            return
-        latest = longest = running[-1]
-        if len(running) > 1:
-            longest = next((run for run in running if run.since_ns), latest)
+        latest = self._running[-1]
+        longest = next((run for run in self._running if run.since_ns), latest)
         self._page[:] = BLAME.pack(latest.model, longest.model, longest.since_ns)
 
 

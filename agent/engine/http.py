@@ -313,7 +313,12 @@ class Connection(asyncio.BufferedProtocol):
                 self._write(item, keep_alive=False)
                 self._linger()
                 return
-            self._handle(item)
+            self._state = _BUSY
+            result = self._server.handler(item)
+            if isinstance(result, Response):
+                self._respond(item, result)
+            else:
+                self._wait_for(item, result)
         else:
             asyncio.get_running_loop().call_soon(self._advance)
             return
@@ -335,14 +340,9 @@ class Connection(asyncio.BufferedProtocol):
             self._state = state
             self._since = time.monotonic()
 
-    def _handle(self, request: Request) -> None:
-        self._state = _BUSY
-        result = self._server.handler(request)
-        if isinstance(result, Response):
-            self._respond(request, result)
-        else:
-            self._answer = asyncio.ensure_future(result)
-            self._answer.add_done_callback(lambda done: self._finish(request, done))
+    def _wait_for(self, request: Request, answer: Awaitable[Response]) -> None:
+        self._answer = asyncio.ensure_future(answer)
+        self._answer.add_done_callback(lambda done: self._finish(request, done))
 
     def _finish(self, request: Request, done: "asyncio.Future[Response]") -> None:
         response = done.result()

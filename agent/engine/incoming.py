@@ -205,14 +205,24 @@ class Incoming:
         body_end = at + head.body_bytes
         if body_end <= end and self._hall.held_bytes + head.body_bytes <= MAX_HELD_BYTES:
             self._hall.held_bytes += head.body_bytes
-            self._take(head.request(bytes(self._hall.view[at:body_end])))
+            body = bytes(self._hall.view[at:body_end])
+            self._take(
+                Request(
+                    head.method,
+                    head.target,
+                    head.headers,
+                    body,
+                    head.keep_alive,
+                    time.perf_counter(),
+                )
+            )
             return body_end
         end = min(end, body_end)
         self.reading = True
-        self._body = body = _Body(head)
-        body.room()[: end - at] = self._hall.view[at:end]
-        self._hold(body.room_bytes)
-        self._fill(body, end - at)
+        self._body = begun = _Body(head)
+        begun.room()[: end - at] = self._hall.view[at:end]
+        self._hold(begun.room_bytes)
+        self._fill(begun, end - at)
         return end
 
     def _fill(self, body: _Body, count: int) -> None:

@@ -111,21 +111,34 @@ class Model:
             and self.manifest.outputs[self.scores].shape[-1] == 1
         )
 
-    def run(self, inputs: list[Array]) -> list[Array]:
+    def run(self, inputs: list[Array], runtime: Runtime | None = None) -> list[Array]:
         """Return the outputs in the manifest's order for inputs in the manifest's order.
 
-        A model file made for one row runs once for every row of a batch.
+        A model file made for one row runs once for every row of a batch. `runtime` is another
+        interpreter of the same file.
 
         Raises:
             Exception: whatever the runtime raises.
         """
         if self._row_by_row and inputs[0].shape[0] != 1:
             rows = [
-                self._run([array[row : row + 1] for array in inputs])
+                self.run([array[row : row + 1] for array in inputs], runtime)
                 for row in range(inputs[0].shape[0])
             ]
             return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
-        return self._run(inputs)
+        runtime = runtime or self.runtime
+        run = self._blame.begin(self._mark, runtime.interrupt)
+        try:
+            outputs = runtime.run(self._in_order(inputs))
+        except Exception as error:
+            if run.interrupted:
+                raise CannotRunError(
+                    Reason.HUNG, "no answer in time; the run was stopped"
+                ) from error
+            raise
+        finally:
+            self._blame.end(run)
+        return self._out_order(outputs)
 
     def listener(self) -> Listener:
         """Return the memory of a new stream, with an interpreter of its own where that has state.
@@ -140,7 +153,7 @@ class Model:
             runtime = self._another_runtime()
             if isinstance(self.runtime, Metered):
                 runtime = self.runtime.beside(runtime)
-        return Listener(self.framing, lambda inputs: self._run(inputs, runtime))
+        return Listener(self.framing, lambda inputs: self.run(inputs, runtime))
 
     def forget(self) -> None:
         """Be as if it had never run: a state that the model hides goes with its interpreter."""
@@ -158,10 +171,12 @@ class Model:
         """
         if self.detector is not None:
             return self.detector.leading(outputs)
-        if self.scores is not None and outputs[self.scores].size <= FEW_SCORES:
+        if self.scores is not None:
             scores = outputs[self.scores]
-            if scores.size == scores.shape[-1] > 1 and (one := self._classify_row(scores)):
-                return one
+            if 1 < scores.size <= FEW_SCORES and scores.size == scores.shape[-1]:
+                row: list[float] = scores.ravel().tolist()
+                if math.isfinite(sum(row)):
+                    return self._classify_row(row)
         reals = self.real_scores(outputs)
         if reals is None:
             return (), []
@@ -175,11 +190,8 @@ class Model:
             tops = 1 / np.exp(reals - tops[:, None]).sum(axis=1)
         return tuple(reals.argmax(axis=1).tolist()), tops.tolist()
 
-    def _classify_row(self, scores: Array) -> tuple[tuple[int, ...], list[float]] | None:
-        """Do for one row of few scores what `classify` does; None if they are not all finite."""
-        row: list[float] = scores.ravel().tolist()
-        if not math.isfinite(sum(row)):
-            return None
+    def _classify_row(self, row: list[float]) -> tuple[tuple[int, ...], list[float]]:
+        """Do for one row of few scores, all finite, what `classify` does."""
         if self._step is not None:
             scale, zero_point = self._step
             row = [(score - zero_point) * scale for score in row]
@@ -221,21 +233,6 @@ class Model:
             return open_runtime(self.variant.format, path, self._threads)
         finally:
             self._blame.end(loading)
-
-    def _run(self, inputs: list[Array], runtime: Runtime | None = None) -> list[Array]:
-        runtime = runtime or self.runtime
-        run = self._blame.begin(self._mark, runtime.interrupt)
-        try:
-            outputs = runtime.run(self._in_order(inputs))
-        except Exception as error:
-            if run.interrupted:
-                raise CannotRunError(
-                    Reason.HUNG, "no answer in time; the run was stopped"
-                ) from error
-            raise
-        finally:
-            self._blame.end(run)
-        return self._out_order(outputs)
 
 
 # Operators that compute in integers, or turn reals into them.

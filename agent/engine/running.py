@@ -3,6 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from agent.engine.errors import AnswerError, BusyError, HttpError
 from agent.engine.http import Request, Response
@@ -157,7 +158,7 @@ def _answer(job: Job, turn: Turn) -> Response:
     except Exception as error:
         raise _failed(job, error) from error
     written_at = time.perf_counter()
-    response.after = lambda: _count(job, turn, classes, tops, written_at)
+    response.after = partial(_count, job, turn, classes, tops, written_at)
     return response
 
 

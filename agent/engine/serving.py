@@ -76,7 +76,9 @@ class Api:
     def handle(self, request: Request) -> Answer:
         """Answer a request; errors are answers too."""
         try:
-            answer = self._route(request)(request)
+            methods = self._routes.get(request.target)
+            handler = methods.get(request.method) if methods is not None else None
+            answer = (handler or self._route(request))(request)
         except Exception as error:
             answer = _refuse(error)
         if isinstance(answer, Response):
