@@ -150,7 +150,8 @@ def _mlserver(stack: ExitStack, home: Path, files: dict[str, Path]) -> Peer:
             "name": name, "implementation": "served.Served", "parameters": {"uri": str(path)},
         }  # fmt: skip
         (folder / "model-settings.json").write_text(json.dumps(told))
-    command = [str(python.with_name("mlserver")), "start", str(home)]
+    # Not its script: that would stop working where the folder is moved.
+    command = [str(python), "-c", "from mlserver.cli import main; main()", "start", str(home)]
     environ = {"PYTHONPATH": f"{home}:{YARDSTICK.parent}"}
     return _begin(stack, "mlserver", command, environ, home, port=port, speaks_binary=False)
 

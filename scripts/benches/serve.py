@@ -237,6 +237,7 @@ def _yardstick(work: Path, site: Site) -> Iterator[Call]:
     finally:
         process.kill()
         process.communicate()
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

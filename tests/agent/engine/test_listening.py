@@ -203,10 +203,10 @@ def test_a_lost_request_ends_its_stream(model: Model) -> None:
 def test_a_run_that_fails_ends_its_stream_and_no_other(model: Model) -> None:
     streams = Streams(model, Clock())
     one, other = (streams.take(Sequence(id, start=True)) for id in ("one", "other"))
-    run, model._run = model._run, lambda *_: 1 / 0  # type: ignore[method-assign]
+    run, model.run = model.run, lambda *_: 1 / 0  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         one.stream.hear(silence(0.1))
-    model._run = run  # type: ignore[method-assign]
+    model.run = run  # type: ignore[method-assign]
     streams.done(one)
     streams.done(other)
 
