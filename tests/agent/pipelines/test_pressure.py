@@ -39,13 +39,17 @@ def test_the_latest_alone_is_asked_and_the_others_are_counted(
 
     toml = ear(script(tmp_path, "cam", body), SIZE, more)
     with running(f"unix:{listeners.path}", tmp_path, toml) as it:
-        # Nobody serves: one frame waits at the door, the newest behind it.
-        it.wait_for("ear", taken=1001, answered=0, dropped={"queue full": 999})
+        # Nobody serves: the newest frame waits, and before it the one that was already taken to
+        # the door, unless all had come by then.
+        counts = it.wait_for("ear", taken=1001, answered=0)
+        kept = 1001 - counts["dropped"]["queue full"]
+        assert kept in (1, 2)
         with engine(listeners) as started:
             started.serve(Release(tmp_path / "release", onnx_classifier()))
-            it.wait_for("ear", taken=1001, answered=2, dropped={"queue full": 999}, failed={})
+            dropped = {"queue full": 1001 - kept}
+            it.wait_for("ear", taken=1001, answered=kept, dropped=dropped, failed={})
 
-    assert [answered(record) for record in records(tmp_path / "out.jsonl")] == [0, 2]
+    assert [answered(record) for record in records(tmp_path / "out.jsonl")] == [0, 2][-kept:]
 
 
 def test_the_newest_are_dropped_where_that_is_wished(tmp_path: Path, listeners: Listeners) -> None:
