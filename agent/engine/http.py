@@ -345,14 +345,13 @@ class Connection(asyncio.BufferedProtocol):
         self._answer.add_done_callback(lambda done: self._finish(request, done))
 
     def _finish(self, request: Request, done: "asyncio.Future[Response]") -> None:
-        response = done.result()
         if not self._transport.is_closing():
-            self._respond(request, response)
+            self._respond(request, done.result())
             self._advance()
             return
         self._server.hall.held_bytes -= len(request.body)
-        if response.after is not None:
-            response.after()
+        if not done.cancelled() and (after := done.result().after) is not None:
+            after()
 
     def _respond(self, request: Request, response: Response) -> None:
         self._server.hall.held_bytes -= len(request.body)

@@ -59,7 +59,6 @@ class Model:
         self._row_by_row = _one_row_only(self.manifest, self.variant, self.runtime)
         self.scores = _scores_output(self.manifest)
         self.input_places = {spec.name: place for place, spec in enumerate(self.manifest.inputs)}
-        self.output_places = {spec.name: place for place, spec in enumerate(self.manifest.outputs)}
         self.batched = self.manifest.inputs[0].shape[:1] == (-1,)
         """Whether the first input's first dimension is how many rows a request has."""
 
