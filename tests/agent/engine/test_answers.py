@@ -76,6 +76,19 @@ def test_a_number_that_its_type_cannot_hold_is_refused_and_the_largest_is_not(
         from_json(spec, shape, wrong)
 
 
+@pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("others", [1, 2000])
+def test_what_is_no_number_is_refused_where_it_would_be_taken_for_one(
+    strange: float, others: int
+) -> None:
+    spec = TensorSpec(name="x", datatype="FP32", shape=(-1,))
+    data = [0.5] * others + [strange]
+
+    with pytest.raises(TensorError, match="finite"):
+        from_json(spec, (len(data),), data, finite_only=True)
+    assert not np.isfinite(from_json(spec, (len(data),), data)[-1])
+
+
 def test_statistics_count_every_answer_whatever_its_size() -> None:
     statistics = Statistics()
 
