@@ -94,6 +94,9 @@ class Budget(Part):
     """Median of a golden sample's run."""
     memory_bytes: Annotated[int, Field(gt=0)] | None = None
     """Proportional set size that the model adds to its engine."""
+    latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """What an app should wait for an answer at most: longer ones are counted as SLO misses, and
+    refuse nobody."""
 
 
 class Variant(Part):

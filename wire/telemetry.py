@@ -1,11 +1,11 @@
 """Statistics that a device sends: integer deltas per window, which add up in any order."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 from wire.codec import Document, Part
 from wire.ids import Count, DeviceId, Digest, ModelName, UnixTime, Version
-from wire.schema import Field
+from wire.schema import Field, model_validator
 
 LATENCY_ERROR = 0.01
 """Relative error of any latency quantile."""
@@ -16,6 +16,16 @@ _LOG_GAMMA = math.log(_GAMMA)
 Bin = Annotated[int, Field(ge=0, le=2000)]
 """Up to 2 * 10^17 microseconds: nobody waits longer."""
 Class = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Sequence = Annotated[int, Field(ge=1, le=2**53)]
+"""Of what one device queued: grows by one with every item, whatever it is."""
+
+CONFIDENCE_BINS = 20
+MILLION = 1_000_000
+"""Sums of shares travel as whole millionths, so that they add up exactly."""
+
+Twentieth = Annotated[int, Field(ge=0, le=CONFIDENCE_BINS - 1)]
+Feature = Annotated[int, Field(ge=0, le=63)]
+"""Place of a feature in the baseline of the manifest."""
 
 
 class Histogram(Part):
@@ -73,16 +83,44 @@ class Shadow(Part):
     errors: Count = 0
 
 
+class Estimate(Part):
+    """Accuracy as the calibrated confidence has it: CBPE. The sums are in millionths.
+
+    The mean of p estimates the share of right answers; `spread` is the sum of p (1 - p), the
+    variance of their number, if the calibration holds.
+    """
+
+    samples: Count = 0
+    sum_p: Count = 0
+    spread: Count = 0
+
+
+class Golden(Part):
+    """The bundle's own samples, run again on the device."""
+
+    runs: Count = 0
+    samples: Count = 0
+    """Of all runs together."""
+    flips: Count = 0
+    """Samples with another class than the expected answer's."""
+    labelled: Count = 0
+    correct: Count = 0
+    deviating: Count = 0
+    """Samples of which an output left the variant's tolerance."""
+
+
 class ScoreWindow(Document):
     """What one variant of one release did in one window of one run of the engine.
 
-    The controller drops repeats by (device, seq) and adds the rest.
+    The controller drops repeats by (device, boot, seq) and adds the rest.
     """
 
     device: DeviceId
-    boot: str
-    seq: Annotated[int, Field(ge=1, le=2**53)]
-    """Grows by one with every window and health report this device ever queued."""
+    boot: Annotated[str, Field(max_length=64)]
+    seq: Sequence
+    first: Sequence | None = None
+    """Windows that were never sent may be merged: this one stands for `first` to `seq` in the
+    sequence. None: for itself alone."""
     model: ModelName
     version: Version
     manifest: Digest
@@ -101,8 +139,23 @@ class ScoreWindow(Document):
     """Twentieths of the top score -> count."""
     labelled: Count = 0
     correct: Count = 0
+    confidence_sum: Count = 0
+    """Of the top scores in `confidence`, in millionths."""
     confusion: dict[str, Count] = {}
     """`true,predicted` -> count."""
+    calibration: dict[Twentieth, tuple[Count, Count, Count]] = {}
+    """Labelled predictions by twentieth of their top score: how many, the sum of the score in
+    millionths, how many were right."""
+    estimate: Estimate | None = None
+    golden: Golden | None = None
+    drift: Annotated[dict[Feature, Annotated[tuple[Count, ...], Field(max_length=66)]],
+                     Field(max_length=64)] = {}  # fmt: skip
+    """Feature -> counts in the bins of the baseline, then NaN, then outside of all bins."""
+    slo_misses: Count = 0
+    """Answers that took longer than the manifest's budget for one."""
+    outcomes: Annotated[dict[str, Count], Field(max_length=16)] = {}
+    """What the task counts beside classes, by name: boxes `matched`, `missed` and `spurious`,
+    `within` of a tolerance, `listened_s` and `false_accepts`..."""
     orphan_labels: Count = 0
     """Labels for requests that are not, or no longer, remembered."""
     value_errors: Histogram | None = None
@@ -132,8 +185,10 @@ class Health(Document):
     """How the device itself fares: gauges at a time."""
 
     device: DeviceId
-    boot: str
-    seq: Annotated[int, Field(ge=1, le=2**53)]
+    boot: Annotated[str, Field(max_length=64)]
+    seq: Sequence
+    first: Sequence | None = None
+    """As in ScoreWindow: of reports that were never sent the latest stands for all."""
     at: UnixTime
     """Unix seconds."""
     uptime_s: Count
@@ -161,6 +216,74 @@ class Health(Document):
     """What the agent gave its disk since start: artifacts, journal and outbox."""
     pipelines: Annotated[dict[str, PipelineCounts], Field(max_length=16)] = {}
     """By name; empty without pipelines."""
+    kernel_boot: Annotated[str, Field(max_length=64)] | None = None
+    """The kernel's boot id: tells a restart of the machine from one of the agent."""
+    pressure: Annotated[dict[str, float], Field(max_length=8)] = {}
+    """Percent of the last minute in which some task waited, for `cpu`, `memory` and `io`."""
+    swap_used_bytes: Count | None = None
+    disk_total_bytes: Count | None = None
+    throttled: bool | None = None
+    """Whether the processor runs slower than it could for heat or low voltage."""
+    network_received_bytes: Count | None = None
+    network_sent_bytes: Count | None = None
+    """Since the machine booted, on all interfaces but the loopback."""
+    clock_synchronised: bool | None = None
+    clock_stepped_s: float = 0.0
+    """How far the wall clock was set, in all, since the agent started."""
+    agent_pss_bytes: Count | None = None
+    engine_pss_bytes: Count | None = None
+    agent_starts: Count | None = None
+    """How often an agent began on this data directory."""
+    broker_rtt_ms: float | None = None
+    """From a report to the broker's acknowledgement of it, the latest."""
+    battery_percent: float | None = None
+    battery_charging: bool | None = None
+    outbox_bytes: Count | None = None
+    outbox_merged: Count = 0
+    """Items that were merged into others before anything was dropped, since start."""
+
+
+EventKind = Literal["gap", "dropped", "clock", "deployment", "crash", "consent", "other"]
+
+
+class DeviceEvent(Document):
+    """Something that happened on a device, in order with its windows and never merged."""
+
+    device: DeviceId
+    boot: Annotated[str, Field(max_length=64)]
+    seq: Sequence
+    at: UnixTime
+    kind: EventKind
+    """gap: counts of the window that was open at an unclean end are lost. dropped: items left
+    the outbox for want of room; `counts` says how many of which."""
+    model: ModelName | None = None
+    version: Version | None = None
+    text: Annotated[str, Field(max_length=300)] = ""
+    counts: Annotated[dict[str, Count], Field(max_length=16)] = {}
+
+
+Item = ScoreWindow | Health | DeviceEvent
+"""What a device queues under one sequence."""
+
+
+class Batch(Document):
+    """Items of one device that travel together, each complete in itself."""
+
+    device: DeviceId
+    windows: tuple[ScoreWindow, ...] = ()
+    health: tuple[Health, ...] = ()
+    events: tuple[DeviceEvent, ...] = ()
+
+    @model_validator(mode="after")
+    def _of_one_device(self) -> "Batch":
+        for item in self.items():
+            if item.device != self.device:
+                raise ValueError(f"expected items of {self.device}, got one of {item.device}")
+        return self
+
+    def items(self) -> list[Item]:
+        """Return all of them in the order of their sequence."""
+        return sorted((*self.windows, *self.health, *self.events), key=lambda item: item.seq)
 
 
 class Ack(Document):

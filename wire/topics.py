@@ -21,6 +21,7 @@ class Kind(StrEnum):
     FETCH = "fetch"
     HEALTH = "health"
     SCORES = "scores"
+    BATCH = "batch"
     INDEX = "index"
     DATA = "data"
     OWN_INDEX = "own_index"
@@ -50,6 +51,7 @@ RULES: dict[Kind, Rule] = {
     Kind.FETCH: Rule("d/{bucket}/{device}/fetch", "device", 0, False, "FetchRequest"),
     Kind.HEALTH: Rule("d/{bucket}/{device}/t/health", "device", 1, False, "Health, deflated"),
     Kind.SCORES: Rule("d/{bucket}/{device}/t/scores", "device", 1, False, "ScoreWindow, deflated"),
+    Kind.BATCH: Rule("d/{bucket}/{device}/t/batch", "device", 1, False, "Batch, packed"),
     Kind.INDEX: Rule("a/{digest}/index", "controller", 0, False, "ChunkFrame"),
     Kind.DATA: Rule("a/{digest}/data", "controller", 0, False, "ChunkFrame"),
     Kind.OWN_INDEX: Rule("d/{bucket}/{device}/a/{digest}/index", "controller", 0, False,
@@ -82,7 +84,7 @@ def build(topic: Topic, root: str = ROOT) -> str:
             return f"{base}/cmd/{topic.verb}/{topic.id}"
         case Kind.RESULT:
             return f"{base}/cmd/{topic.verb}/{topic.id}/result"
-        case Kind.HEALTH | Kind.SCORES:
+        case Kind.HEALTH | Kind.SCORES | Kind.BATCH:
             return f"{base}/t/{topic.kind}"
         case Kind.OWN_INDEX | Kind.OWN_DATA:
             return f"{base}/a/{digest_hex(topic.id)}/{topic.kind.removeprefix('own_')}"
@@ -114,7 +116,7 @@ def _parse(levels: list[str]) -> Topic | None:
             match rest:
                 case [("desired" | "ack" | "reported" | "status" | "fetch") as kind]:
                     return Topic(Kind(kind), device)
-                case ["t", ("health" | "scores") as kind]:
+                case ["t", ("health" | "scores" | "batch") as kind]:
                     return Topic(Kind(kind), device)
                 case ["a", hexed, ("index" | "data") as part]:
                     index = f"sha256:{hexed}"

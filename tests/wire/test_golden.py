@@ -12,13 +12,14 @@ from wire.codec import Document, decode, encode
 from wire.command import Command, CommandResult
 from wire.ids import digest_of
 from wire.manifest import Manifest
+from wire.packing import pack, unpack
 from wire.seal import Envelope, Verifier, canonical
-from wire.telemetry import Ack, Health, ScoreWindow
+from wire.telemetry import Ack, Batch, DeviceEvent, Health, ScoreWindow
 from wire.transfer import ChunkFrame, FetchRequest, chunk_hash
 from wire.twin import Desired, Phase, Reason, Reported, Status
 
 V1 = Path(__file__).parent / "golden/v1"
-PLAIN = [Ack, CommandResult, FetchRequest, Manifest, Reported, Status]
+PLAIN = [Ack, CommandResult, DeviceEvent, FetchRequest, Manifest, Reported, Status]
 DEFLATED = [Health, ScoreWindow]
 SEALED = [BundleSeal, Command, Desired]
 
@@ -38,7 +39,7 @@ def verifier() -> Verifier:
 
 
 def test_every_document_has_a_golden_message():
-    assert set(Document.__subclasses__()) == {*PLAIN, *DEFLATED, *SEALED, Envelope}
+    assert set(Document.__subclasses__()) == {*PLAIN, *DEFLATED, *SEALED, Batch, Envelope}
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -126,3 +127,10 @@ def test_no_phase_or_reason_of_version_1_was_renamed():
         "worse_than_champion", "no_evidence", "no_progress", "withdrawn", "bad_signature",
         "stale",
     } <= set(Reason)  # fmt: skip
+
+
+def test_a_batch_of_version_1_is_read_and_written_whole():
+    batch = unpack((V1 / "Batch.packed").read_bytes())
+
+    assert [item.seq for item in batch.items()] == [5, 6, 7]
+    assert unpack(pack(batch)) == batch
