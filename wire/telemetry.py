@@ -23,6 +23,7 @@ CONFIDENCE_BINS = 20
 MILLION = 1_000_000
 """Sums of shares travel as whole millionths, so that they add up exactly."""
 
+NoisedCount = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Twentieth = Annotated[int, Field(ge=0, le=CONFIDENCE_BINS - 1)]
 Feature = Annotated[int, Field(ge=0, le=63)]
 """Place of a feature in the baseline of the manifest."""
@@ -161,6 +162,13 @@ class ScoreWindow(Document):
     value_errors: Histogram | None = None
     """How far numbers were from the true ones, in millionths; None when nobody told."""
     shadow: Shadow | None = None
+    epsilon: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Not None: classes were counted with differential privacy, at this cost a window, and what
+    else tells of them is left out."""
+    epsilon_windows: Count = 0
+    """How often that noise was drawn: 1, or more where windows were merged."""
+    noised: dict[Class, NoisedCount] = {}
+    """In place of `predicted`: every class of the model, with noise, so it may be negative."""
 
 
 class PipelineCounts(Part):
@@ -273,6 +281,9 @@ class Batch(Document):
     windows: tuple[ScoreWindow, ...] = ()
     health: tuple[Health, ...] = ()
     events: tuple[DeviceEvent, ...] = ()
+    complete: bool = False
+    """The device holds nothing else up to the last of these: numbers that are missing were merged
+    or dropped, so all may be acknowledged. False: they travel ahead of others, and nothing is."""
 
     @model_validator(mode="after")
     def _of_one_device(self) -> "Batch":

@@ -1,8 +1,10 @@
 """How far a device's telemetry has come in: when it may forget what it queued."""
 
+from collections.abc import Iterable
+
 GAP_S = 30.0
 """How long a missing number is waited for. The device sends in order, but a broker may deliver
-late, and a full outbox drops its oldest items for good."""
+late, and a full outbox drops its oldest items for good. Batches say themselves what is missing."""
 
 _BOOTS = 16
 
@@ -34,12 +36,28 @@ class Ledger:
         if self.restarts(boot, seq):
             self.acked = 0
             self._waiting.clear()
-        self._boots[boot] = None
-        while len(self._boots) > _BOOTS:
-            del self._boots[next(iter(self._boots))]
+        self._know(boot)
         if seq > self.acked:
             self._waiting.setdefault(seq, now)
         self._advance()
+
+    def note_batch(self, items: Iterable[tuple[str, int]], *, complete: bool) -> None:
+        """Take in a committed batch: (boot, seq) of its items, ascending.
+
+        Its device itself says whether anything is missing, so no number is waited for: one that
+        is not `complete` overtook others, and is not acknowledged before they came.
+        """
+        last = 0
+        for boot, seq in items:
+            if self.restarts(boot, seq):
+                self.acked = 0
+                self._waiting.clear()
+            self._know(boot)
+            last = seq
+        if complete and last > self.acked:
+            self.acked = last
+            self._waiting = {seq: at for seq, at in self._waiting.items() if seq > last}
+            self._advance()
 
     def settle(self, now: float) -> None:
         """Give up gaps that are older than GAP_S."""
@@ -50,6 +68,11 @@ class Ledger:
     def gap_ends(self) -> float | None:
         """Return when `settle` will have something to do, or None without a gap."""
         return min(self._waiting.values()) + GAP_S if self._waiting else None
+
+    def _know(self, boot: str) -> None:
+        self._boots[boot] = None
+        while len(self._boots) > _BOOTS:
+            del self._boots[next(iter(self._boots))]
 
     def _advance(self) -> None:
         while self.acked + 1 in self._waiting:

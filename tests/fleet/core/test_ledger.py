@@ -53,6 +53,27 @@ def test_an_old_number_from_an_unknown_boot_starts_the_ledger_anew() -> None:
     assert ledger.acked == 1
 
 
+def test_a_complete_batch_is_acknowledged_whatever_is_missing() -> None:
+    ledger = Ledger(acked=100, boots=("old",))
+
+    ledger.note_batch([("new", 700)], complete=False)
+    ahead = (ledger.acked, ledger.gap_ends())
+    ledger.note_batch([("old", 205), ("old", 220)], complete=True)
+    ledger.note_batch([("old", 150)], complete=True)
+
+    assert ahead == (100, None), "it overtook others, and nobody waits for them"
+    assert (ledger.acked, ledger.gap_ends()) == (220, None)
+
+
+def test_a_batch_of_a_wiped_device_starts_the_ledger_anew() -> None:
+    ledger = Ledger(acked=100, boots=("old",))
+
+    ledger.note_batch([("new", 1), ("new", 2)], complete=True)
+    ledger.note_batch([("new", 3)], complete=True)
+
+    assert ledger.acked == 3
+
+
 def test_an_order_is_sent_again_with_growing_pauses_until_it_is_taken_up() -> None:
     courier = Courier()
     courier.revised("a", 7, 6, T0)
