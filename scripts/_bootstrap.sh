@@ -46,7 +46,9 @@ need_debian() {
   local package
   if [ -d /run/systemd/system ]; then
     for package in "$@"; do
-      [ "$package" != mosquitto ] || units+=("mosquitto.service")
+      case $package in
+        mosquitto | prometheus | prometheus-alertmanager) units+=("$package.service") ;;
+      esac
     done
   fi
   [ ${#units[@]} = 0 ] || quietly "masking ${units[*]}" as_root systemctl mask --runtime "${units[@]}"
