@@ -4,9 +4,13 @@ from typing import Annotated, Literal
 
 from wire.codec import Document
 from wire.ids import CommandId, DeviceId, UnixTime
+from wire.sample import CaptureOrder
 from wire.schema import Field
 
 VERBS = ("ping", "restart-engine")
+"""What people send by name."""
+CAPTURE = "capture"
+"""Carries an order of its own."""
 
 
 class Command(Document):
@@ -17,6 +21,8 @@ class Command(Document):
     verb: Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,39}$")]
     expires_at: UnixTime
     """Unix seconds; later ones are refused."""
+    capture: CaptureOrder | None = None
+    """With `capture`: what is asked for."""
 
 
 class CommandResult(Document):

@@ -22,6 +22,9 @@ class Kind(StrEnum):
     HEALTH = "health"
     SCORES = "scores"
     BATCH = "batch"
+    SAMPLE = "sample"
+    CAPTURE = "capture"
+    SAMPLE_ACK = "samples"
     INDEX = "index"
     DATA = "data"
     OWN_INDEX = "own_index"
@@ -52,6 +55,9 @@ RULES: dict[Kind, Rule] = {
     Kind.HEALTH: Rule("d/{bucket}/{device}/t/health", "device", 1, False, "Health, deflated"),
     Kind.SCORES: Rule("d/{bucket}/{device}/t/scores", "device", 1, False, "ScoreWindow, deflated"),
     Kind.BATCH: Rule("d/{bucket}/{device}/t/batch", "device", 1, False, "Batch, packed"),
+    Kind.SAMPLE: Rule("d/{bucket}/{device}/t/sample", "device", 1, False, "Sample"),
+    Kind.CAPTURE: Rule("d/{bucket}/{device}/t/capture", "device", 1, False, "CaptureReport"),
+    Kind.SAMPLE_ACK: Rule("d/{bucket}/{device}/samples", "controller", 0, False, "SampleAck"),
     Kind.INDEX: Rule("a/{digest}/index", "controller", 0, False, "ChunkFrame"),
     Kind.DATA: Rule("a/{digest}/data", "controller", 0, False, "ChunkFrame"),
     Kind.OWN_INDEX: Rule("d/{bucket}/{device}/a/{digest}/index", "controller", 0, False,
@@ -84,7 +90,7 @@ def build(topic: Topic, root: str = ROOT) -> str:
             return f"{base}/cmd/{topic.verb}/{topic.id}"
         case Kind.RESULT:
             return f"{base}/cmd/{topic.verb}/{topic.id}/result"
-        case Kind.HEALTH | Kind.SCORES | Kind.BATCH:
+        case Kind.HEALTH | Kind.SCORES | Kind.BATCH | Kind.SAMPLE | Kind.CAPTURE:
             return f"{base}/t/{topic.kind}"
         case Kind.OWN_INDEX | Kind.OWN_DATA:
             return f"{base}/a/{digest_hex(topic.id)}/{topic.kind.removeprefix('own_')}"
@@ -114,9 +120,9 @@ def _parse(levels: list[str]) -> Topic | None:
             return Topic(Kind(part), digest)
         case ["d", bucket, device, *rest] if bucket == bucket_of(check_id(device)):
             match rest:
-                case [("desired" | "ack" | "reported" | "status" | "fetch") as kind]:
+                case [("desired" | "ack" | "reported" | "status" | "fetch" | "samples") as kind]:
                     return Topic(Kind(kind), device)
-                case ["t", ("health" | "scores" | "batch") as kind]:
+                case ["t", ("health" | "scores" | "batch" | "sample" | "capture") as kind]:
                     return Topic(Kind(kind), device)
                 case ["a", hexed, ("index" | "data") as part]:
                     index = f"sha256:{hexed}"
@@ -134,13 +140,15 @@ def device_base(device: str, root: str = ROOT) -> str:
     return f"{root}/d/{bucket_of(device)}/{check_id(device)}"
 
 
-def device_filters(device: str, root: str = ROOT) -> list[str]:
+def device_filters(device: str, root: str = ROOT, *, samples: bool = False) -> list[str]:
     """Return what a device subscribes to, all at QoS 0; artifacts come on top while fetching.
 
-    Its own status is among them: that is how an agent sees another one with its id.
+    Its own status is among them: that is how an agent sees another one with its id. `samples`
+    are for a device that consents to send some.
     """
     base = device_base(device, root)
-    return [f"{base}/desired", f"{base}/ack", f"{base}/cmd/+/+", f"{base}/status"]
+    filters = [f"{base}/desired", f"{base}/ack", f"{base}/cmd/+/+", f"{base}/status"]
+    return [*filters, f"{base}/samples"] if samples else filters
 
 
 def artifact_filter(index: str, root: str = ROOT) -> str:

@@ -13,13 +13,17 @@ from wire.command import Command, CommandResult
 from wire.ids import digest_of
 from wire.manifest import Manifest
 from wire.packing import pack, unpack
+from wire.sample import CaptureReport, Sample, SampleAck
 from wire.seal import Envelope, Verifier, canonical
 from wire.telemetry import Ack, Batch, DeviceEvent, Health, ScoreWindow
 from wire.transfer import ChunkFrame, FetchRequest, chunk_hash
 from wire.twin import Desired, Phase, Reason, Reported, Status
 
 V1 = Path(__file__).parent / "golden/v1"
-PLAIN = [Ack, CommandResult, DeviceEvent, FetchRequest, Manifest, Reported, Status]
+PLAIN = [
+    Ack, CaptureReport, CommandResult, DeviceEvent, FetchRequest, Manifest, Reported, Sample,
+    SampleAck, Status,
+]  # fmt: skip
 DEFLATED = [Health, ScoreWindow]
 SEALED = [BundleSeal, Command, Desired]
 
