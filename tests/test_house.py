@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 import wire.command
 import wire.manifest
+import wire.sample
 import wire.seal
 import wire.telemetry
 import wire.transfer

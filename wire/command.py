@@ -2,15 +2,35 @@
 
 from typing import Annotated, Literal
 
-from wire.codec import Document
-from wire.ids import CommandId, DeviceId, UnixTime
-from wire.sample import CaptureOrder
+from wire.codec import Document, Part
+from wire.ids import CommandId, DeviceId, ModelName, UnixTime, Version
 from wire.schema import Field
 
 VERBS = ("ping", "restart-engine")
 """What people send by name."""
 CAPTURE = "capture"
 """Carries an order of its own."""
+MAX_SAMPLES = 1000
+"""Of one order."""
+LONGEST_CAPTURE_S = 7 * 86_400
+
+CaptureKind = Literal["uncertain", "misclassified", "random"]
+
+
+class CaptureOrder(Part):
+    """Which inputs of a model a device is asked to keep and to send."""
+
+    model: ModelName
+    version: Version | None = None
+    """None: of whichever serves."""
+    kind: CaptureKind
+    count: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+    until: UnixTime
+    """On the device's clock; at most a week away."""
+    below_percent: Annotated[int, Field(ge=1, le=100)] = 60
+    """uncertain: an input of which a top score is less than this."""
+    one_in: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Of all inputs that would do, each is taken with this chance."""
 
 
 class Command(Document):

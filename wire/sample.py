@@ -4,36 +4,17 @@ import base64
 from typing import Annotated, Literal
 
 from wire.codec import DecodeError, Document, Part
+from wire.command import CaptureKind
 from wire.ids import CommandId, Count, DeviceId, Digest, ModelName, UnixTime, Version
 from wire.schema import Field
 
-MAX_SAMPLES = 1000
-"""Of one order."""
 MAX_SAMPLE_BYTES = 4 * 1024 * 1024
 MAX_SAMPLE_PARTS = 64
 MAX_SAMPLE_ROWS = 1024
 PIECE_BYTES = 48 * 1024
 """In base64, and with the head, well under the limit of a document."""
-LONGEST_CAPTURE_S = 7 * 86_400
 
-CaptureKind = Literal["uncertain", "misclassified", "random"]
 CaptureState = Literal["capturing", "over", "withdrawn"]
-
-
-class CaptureOrder(Part):
-    """Which inputs of a model a device is asked to keep and to send."""
-
-    model: ModelName
-    version: Version | None = None
-    """None: of whichever serves."""
-    kind: CaptureKind
-    count: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
-    until: UnixTime
-    """On the device's clock; at most a week away."""
-    below_percent: Annotated[int, Field(ge=1, le=100)] = 60
-    """uncertain: an input of which a top score is less than this."""
-    one_in: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    """Of all inputs that would do, each is taken with this chance."""
 
 
 class SamplePart(Part):
