@@ -98,8 +98,9 @@ class _Body:
         self._filled += count
         if self._filled == len(self._data) and not self.whole:
             # Not in place: who has just read still holds a view.
-            more = min(self.room_bytes, self.head.body_bytes - self.room_bytes)
-            self._data = self._data + bytes(more)
+            grown = bytearray(self._skip + self.head.body_bytes)
+            grown[: self._filled] = self._data
+            self._data = grown
 
     def bytes(self) -> memoryview:
         """Return it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from agent.engine import long_json
 from agent.engine.errors import bad_request
 from agent.engine.http import Response
 from agent.engine.model import Model
@@ -112,7 +113,9 @@ def read_inference(
         head, raw = split_body(header_length, body)
         if not head:
             return _raw_inference(model, raw)
-    fields = read_object(head)
+    fields = long_json.read(head) if len(head) >= long_json.LONG_BYTES else None
+    if fields is None:
+        fields = read_object(head)
     id = read_id(fields) if "id" in fields else ""
     binary, within_s = False, None
     if "parameters" in fields:

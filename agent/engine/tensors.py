@@ -2,6 +2,7 @@
 
 import math
 import struct
+from array import array as packed_array
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,8 +54,10 @@ def from_json(
     """
     if spec.datatype == "BYTES":
         return _texts(spec, shape, data)
-    if spec.datatype == "FP32" and (few := _pack_few(shape, data)) is not None:
-        return few
+    if isinstance(data, np.ndarray) and data.size == math.prod(shape):
+        return _cast(spec, data, shape, finite_only=finite_only)
+    if spec.datatype == "FP32" and (packed := _pack(shape, data)) is not None:
+        return packed
     try:
         plain = np.array(data)
     except (ValueError, OverflowError) as error:
@@ -67,16 +70,21 @@ def from_json(
     return _cast(spec, plain.ravel(), shape, finite_only=finite_only)
 
 
-def _pack_few(shape: tuple[int, ...], data: Any) -> Array | None:
-    """Return few FP32 numbers, sooner than NumPy finds out what they are; None: ask NumPy."""
+def _pack(shape: tuple[int, ...], data: Any) -> Array | None:
+    """Return flat FP32 numbers sooner than NumPy finds out what they are; None: ask NumPy."""
     count = math.prod(shape)
-    if type(data) is not list or len(data) != count or count > FEW or type(data[0]) is not float:
+    if type(data) is not list or len(data) != count or type(data[0]) is not float:
         return None
     try:
-        packed = struct.pack(f"={count}f", *data)
-    except (struct.error, OverflowError):
+        if count <= FEW:
+            packed = struct.pack(f"={count}f", *data)
+            finite = math.isfinite(sum(data))
+            return np.frombuffer(packed, np.float32).reshape(shape) if finite else None
+        many: Array = np.frombuffer(packed_array("f", data), np.float32).reshape(shape)
+    except (struct.error, TypeError, OverflowError):
         return None
-    return np.frombuffer(packed, np.float32).reshape(shape) if math.isfinite(sum(data)) else None
+    # What is too large for the type has become infinity.
+    return many if all_finite(many) else None
 
 
 def nested_from_json(spec: TensorSpec, data: Any) -> Array:
