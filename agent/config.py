@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from agent.errors import DeviceError
-from wire.ids import DeviceId, ReleaseRef
+from wire.ids import DeviceId, ModelName, ReleaseRef
 from wire.manners import Windows
 from wire.topics import ROOT
 from wire.transfer import MAX_WINDOW_CHUNKS
@@ -100,6 +100,16 @@ def _loopback(text: str) -> str:
         raise ValueError(
             "expected a loopback address such as 127.0.0.1:8731: the API knows no passwords"
         )
+    return text
+
+
+def _listen(text: str) -> str:
+    if text:
+        try:
+            host, _ = _split_address(text)
+            ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        except ValueError:
+            raise ValueError('expected ADDRESS:PORT such as 127.0.0.1:9464, or ""') from None
     return text
 
 
@@ -228,6 +238,24 @@ class TelemetryConfig(_Table):
     """Room for reports that the controller has not yet acknowledged; then the oldest go."""
 
 
+class CaptureConfig(_Table):
+    """Whose inputs may leave this device, on request; by default nobody's."""
+
+    allow: Annotated[tuple[ModelName, ...], Field(max_length=64)] = ()
+    """Models. Everything else about a request is refused or bounded below."""
+    bytes: Annotated[int, Field(ge=64 * 1024, le=1024 * MEBIBYTE)] = 16 * MEBIBYTE
+    """What captured inputs may take of the disk until they are sent."""
+    days: Annotated[int, Field(ge=1, le=365)] = 7
+    """Then what was not sent is deleted."""
+
+
+class PrivacyConfig(_Table):
+    """How much of what the models answered may be learnt from the counts."""
+
+    epsilon: Annotated[float, Field(ge=0.001, le=100)] | None = None
+    """Class counts get noise so that one answer more or less costs this much a window."""
+
+
 class TransferConfig(_Table):
     """How artifacts are fetched."""
 
@@ -273,6 +301,18 @@ class RetentionConfig(_Table):
         return self.quota_mb * MEBIBYTE
 
 
+class MetricsConfig(_Table):
+    """Where a Prometheus may read what is reported."""
+
+    listen: Annotated[str, AfterValidator(_listen)] = ""
+    """Address and port; anybody who reaches them may read. Empty: nowhere."""
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port, or None."""
+        return _split_address(self.listen) if self.listen else None
+
+
 class AgentConfig(_Table):
     """The whole configuration of one agent."""
 
@@ -286,6 +326,9 @@ class AgentConfig(_Table):
     telemetry: TelemetryConfig = TelemetryConfig()
     transfer: TransferConfig = TransferConfig()
     retention: RetentionConfig = RetentionConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    capture: CaptureConfig = CaptureConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     pipeline: tuple[dict[str, Any], ...] = ()
     """As `agent.pipeline_config` checked and completed them, for the process that runs them."""
 

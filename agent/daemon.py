@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from agent import allocator
 from agent.config import MEBIBYTE, AgentConfig, engine_environ
@@ -35,6 +36,9 @@ from wire import VERSION
 from wire.codec import encode
 from wire.seal import Verifier
 from wire.topics import Kind, Topic
+
+if TYPE_CHECKING:
+    from agent.shell.metrics import Metrics
 
 log = logging.getLogger("agent")
 
@@ -76,6 +80,7 @@ class Daemon:
         self._engines = Engines(config, run_dir, self._post)
         self._pipelines = Pipelines(config, self._engines.addresses())
         self._probe = Probe(config.device, self._boot, config.data_dir)
+        self._metrics = _metrics(config)
         self._link = Link(
             config.broker,
             device=config.device,
@@ -130,6 +135,8 @@ class Daemon:
             self._pipelines.stop()
             self._engines.stop_all(2.0)
             self._source.close()
+            if self._metrics is not None:
+                self._metrics.close()
             self._link.stop()
             self._outbox.close()
             self._slots.close()
@@ -305,6 +312,8 @@ class Daemon:
     def _telemetry(self, action: do.Enqueue | do.Forget | do.SendOutbox) -> None:
         match action:
             case do.Enqueue(item):
+                if self._metrics is not None:
+                    self._metrics.note(item)
                 self._outbox.enqueue(item)
             case do.Forget(seq):
                 self._outbox.forget(seq)
@@ -341,3 +350,12 @@ class Daemon:
                 raise DeviceError("stopped while the journal could not be written")
             self._notifier.alive()
             time.sleep(JOURNAL_RETRY_S)
+
+
+def _metrics(config: AgentConfig) -> "Metrics | None":
+    """Return the page of metrics where one is wanted; without one nothing is imported for it."""
+    if config.metrics.address is None:
+        return None
+    from agent.shell.metrics import Metrics
+
+    return Metrics(config.metrics.address, config.device)
