@@ -263,3 +263,17 @@ def test_a_mistake_about_the_engine_is_one_clear_line(
     tmp_path: Path, given: str, expected: str
 ) -> None:
     assert refusal(write(tmp_path, f"{GOOD}\n[engine]\n{given}\n")).startswith(expected)
+
+
+def test_metrics_are_off_unless_an_address_is_given(tmp_path: Path) -> None:
+    off = load_config(write(tmp_path, GOOD), {})
+    on = load_config(write(tmp_path, f'{GOOD}\n[metrics]\nlisten = "127.0.0.1:9464"'), {})
+
+    assert off.metrics.address is None
+    assert on.metrics.address == ("127.0.0.1", 9464)
+
+
+def test_metrics_want_an_address_and_a_port(tmp_path: Path) -> None:
+    for wrong in ("9464", "0.0.0.0", "example.com:9464", "127.0.0.1:x"):
+        text = refusal(write(tmp_path, f'{GOOD}\n[metrics]\nlisten = "{wrong}"'))
+        assert text.startswith("[metrics] listen: expected ADDRESS:PORT such as 127.0.0.1:9464")
