@@ -22,7 +22,9 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Do what the command line says; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m delta", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m delta", description="Make a file out of another one and a delta."
+    )
     decoding = parser.add_subparsers(required=True).add_parser("decode")
     for name in ("--base", "--delta", "--out"):
         decoding.add_argument(name, type=Path, required=True)

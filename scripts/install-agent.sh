@@ -46,6 +46,10 @@ umask 022
 "$PREFIX/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
   "${checkout}[$extra]"
 
+# In the form in which the unit runs it. The agent may not write there, and to compile at every start
+# would take seconds and megabytes. What does not compile is never imported.
+"$PREFIX/bin/python" -OO -m compileall -q -j 0 "$PREFIX/lib" >/dev/null 2>&1 || true
+
 install -d -m 755 "$ETC"
 if [ -n "$config" ]; then
   install -m 640 -g farflung "$config" "$ETC/agent.toml"
