@@ -115,21 +115,40 @@ class Variant(Part):
 
 
 class FeatureBaseline(Part):
-    """Reference bins of one feature: n + 1 ascending edges, n counts, and what fell outside."""
+    """Reference bins of one feature: n + 1 ascending edges, n counts, and what fell outside.
+
+    A bin holds what is at its lower edge and below its upper one; the last one its upper edge too.
+    """
 
     name: str
+    """`confidence`, `INPUT.mean` and so on: see `wire.features`."""
     edges: Annotated[tuple[float, ...], Field(min_length=2, max_length=65)]
     counts: tuple[Annotated[int, Field(ge=0)], ...]
     nan: Annotated[int, Field(ge=0)] = 0
     outside: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _agree(self) -> "FeatureBaseline":
+        if len(self.counts) != len(self.edges) - 1:
+            raise ValueError(
+                f"feature {self.name}: expected {len(self.edges) - 1} counts between "
+                f"{len(self.edges)} edges, got {len(self.counts)}"
+            )
+        if any(low >= high for low, high in zip(self.edges, self.edges[1:], strict=False)):
+            raise ValueError(f"feature {self.name}: expected edges that ascend")
+        return self
 
 
 class Baseline(Part):
     """The reference that live data is compared with, as counts over `samples` samples."""
 
     samples: Annotated[int, Field(ge=1)]
-    features: tuple[FeatureBaseline, ...] = ()
+    features: Annotated[tuple[FeatureBaseline, ...], Field(max_length=64)] = ()
     predicted: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    every: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Of live requests one in so many is compared, where they come in rows that are alike, as the
+    pictures of a film are. None: all, or 1 in 11 where a feature is of a whole tensor, or of a
+    model that listens."""
 
 
 class Manifest(Document):

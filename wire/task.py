@@ -242,6 +242,11 @@ class Task(Part):
     """What scores less is left out of an answer; None: 0, and 0.5 in a detection."""
     label_map: Annotated[dict[Text, Text], Field(max_length=1000)] | None = None
     """A label -> what answers call it."""
+    tolerance: Annotated[float, Field(ge=0)] | None = None
+    """Numbers: how far from the true one an answer may be to be right; None: nothing is."""
+    iou: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Detections: the share of their union that a found and a true box have in common to be the
+    same one; None: 0.5."""
 
     def files(self) -> tuple[str, ...]:
         """Return the names of the release's files that the task needs."""
@@ -288,6 +293,10 @@ class Task(Part):
             )
         if self.kind == "tensor" and (self.top or self.threshold or self.label_map):
             raise ValueError("task: top, threshold and label_map: expected a task with classes")
+        if self.tolerance is not None and self.kind != "tensor":
+            raise ValueError("task.tolerance: expected a task without classes")
+        if self.iou is not None and self.kind != "detection":
+            raise ValueError("task.iou: expected a detection")
         if self.input is not None:
             self._check_input(inputs)
         if self.detection is not None:

@@ -1,30 +1,77 @@
 """Champion and challenger on the same inputs: who was right where they differ."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from agent.control import Tally
+from agent.engine.judging import IOU, BoxJudge, ClassJudge, ValueJudge, Verdict
 from agent.engine.meter import Metered
+from agent.engine.runtimes import Array
+from agent.engine.tasks.detection import Box
 
 SHOWN = 16
 """Disagreements kept for people to look at."""
 
 
+Boxes = Sequence[Sequence[Box]]
+"""Of each picture of a request, best first."""
+
+
+@dataclass(slots=True)
+class Sight:
+    """The boxes of a request: the champion's, and what is learnt of them later."""
+
+    found: Boxes
+    true: Boxes | None = None
+    rivals: Boxes | None = None
+
+    @property
+    def count(self) -> int:
+        """How many the champion found."""
+        return sum(map(len, self.found))
+
+
+@dataclass(slots=True)
+class Numbers:
+    """The numbers of a request, FP64 (n), and what is learnt of them later."""
+
+    answer: Array
+    true: Array | None = None
+    rivals: Array | None = None
+
+
 class Outcome:
     """What became of one request: the class of each row, and what is learnt of it later."""
 
-    __slots__ = ("classes", "comparison", "id", "labels", "rivals")
+    __slots__ = (
+        "accepts", "classes", "comparison", "id", "judged", "labels", "numbers", "rivals", "sight",
+        "tops",
+    )  # fmt: skip
 
-    def __init__(self, id: str, classes: tuple[int, ...]) -> None:
+    def __init__(self, id: str, classes: tuple[int, ...], tops: Sequence[float] = ()) -> None:
         self.id = id
         self.classes = classes
         """Empty where the task has no classes."""
+        self.tops = tops
+        """The score of each class, 0 to 1."""
         self.labels: tuple[int, ...] | None = None
         self.rivals: tuple[int, ...] | None = None
         """The challenger's classes."""
         self.comparison: Comparison | None = None
         """The comparison that `rivals` belongs to."""
+        self.judged = False
+        """Whether that comparison counted the truth: by labels or by boxes, whichever came."""
+        self.accepts: Sequence[tuple[int, int]] = ()
+        """Of a stream that says yes or no: each yes that began here, its first and last frame."""
+        self.sight: Sight | None = None
+        self.numbers: Numbers | None = None
+
+    @property
+    def weight(self) -> int:
+        """What it takes to remember: a row and a box are one each."""
+        return len(self.classes) + (self.sight.count if self.sight is not None else 0)
 
     @property
     def rows(self) -> int:
@@ -51,7 +98,9 @@ class _Counts:
 class Comparison:
     """The running tally of one challenger against the champion."""
 
-    def __init__(self, model: str, challenger: str) -> None:
+    def __init__(
+        self, model: str, challenger: str, *, iou: float = IOU, tolerance: float | None = None
+    ) -> None:
         self.model = model
         self.challenger = challenger
         self.counts = _Counts()
@@ -62,9 +111,14 @@ class Comparison:
         """Rows, and microseconds of processor time, as the challenger said last."""
         self._reported = _Counts()
         self._shown: deque[tuple[Outcome, int]] = deque(maxlen=SHOWN)
+        self._classes = ClassJudge()
+        self._boxes = BoxJudge(iou)
+        self._values = None if tolerance is None else ValueJudge(tolerance)
 
-    def answered(self, outcome: Outcome, rivals: tuple[int, ...]) -> None:
-        """Pair the challenger's classes with the champion's."""
+    def answered(
+        self, outcome: Outcome, rivals: tuple[int, ...], boxes: Boxes | None = None
+    ) -> None:
+        """Pair the challenger's classes, and boxes where there are any, with the champion's."""
         if len(rivals) != len(outcome.classes):
             self.counts.errors += outcome.rows
             return
@@ -75,21 +129,48 @@ class Comparison:
             if ours != theirs:
                 self.counts.disagreements += 1
                 self._shown.append((outcome, row))
-        if outcome.labels is not None:
-            self.labelled(outcome)
+        sight = outcome.sight
+        if sight is not None and boxes is not None and len(boxes) == len(sight.found):
+            sight.rivals = boxes
+        self.labelled(outcome)
 
-    def answered_alike(self, alike: bool) -> None:
-        """Pair two answers that have no classes."""
+    def answered_alike(self, outcome: Outcome, alike: bool, rivals: Array | None = None) -> None:
+        """Pair two answers that have no classes; `rivals` are the challenger's numbers."""
         self.counts.pairs += 1
         self.counts.disagreements += not alike
+        numbers = outcome.numbers
+        if numbers is not None and rivals is not None and rivals.size == numbers.answer.size:
+            outcome.comparison = self
+            numbers.rivals = rivals
+            self.labelled(outcome)
 
     def labelled(self, outcome: Outcome) -> None:
-        """Join the labels of a request that both have answered."""
-        assert outcome.labels is not None and outcome.rivals is not None
-        for true, ours, theirs in zip(outcome.labels, outcome.classes, outcome.rivals, strict=True):
-            self.counts.labelled += 1
-            self.counts.worse += ours == true != theirs
-            self.counts.better += theirs == true != ours
+        """Judge a request that both have answered, once, as far as the truth is known."""
+        if outcome.judged or outcome.comparison is not self:
+            return
+        sight, numbers = outcome.sight, outcome.numbers
+        if outcome.labels is not None and outcome.rivals is not None:
+            for true, ours, theirs in zip(
+                outcome.labels, outcome.classes, outcome.rivals, strict=True
+            ):
+                self._judge(outcome, self._classes.outcome(ours, theirs, true))
+        elif sight is not None and sight.true is not None and sight.rivals is not None:
+            for boxes in zip(sight.found, sight.rivals, sight.true, strict=True):
+                self._judge(outcome, self._boxes.outcome(*boxes))
+        elif (
+            self._values is not None
+            and numbers is not None
+            and numbers.true is not None
+            and numbers.rivals is not None
+        ):
+            verdict = self._values.outcome(numbers.answer, numbers.rivals, numbers.true)
+            self._judge(outcome, verdict)
+
+    def _judge(self, outcome: Outcome, verdict: Verdict) -> None:
+        outcome.judged = True
+        self.counts.labelled += 1
+        self.counts.worse += verdict == "loss"
+        self.counts.better += verdict == "win"
 
     def tally(self) -> Tally:
         """Return the whole of it."""

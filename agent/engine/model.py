@@ -99,10 +99,10 @@ class Model:
             return self.detector.classes + 1
         if self.scores is None:
             return None
-        return 2 if self._is_yes_or_no else self.manifest.outputs[self.scores].shape[-1]
+        return 2 if self.is_yes_or_no else self.manifest.outputs[self.scores].shape[-1]
 
     @property
-    def _is_yes_or_no(self) -> bool:
+    def is_yes_or_no(self) -> bool:
         """Whether one score tells of two classes."""
         return (
             self.framing is not None
@@ -179,7 +179,7 @@ class Model:
         reals = self.real_scores(outputs)
         if reals is None:
             return (), []
-        if self._is_yes_or_no:
+        if self.is_yes_or_no:
             return self._yes_or_no(reals[:, 0])
         tops = reals.max(axis=1)
         # The largest of a row with a NaN in it is NaN.

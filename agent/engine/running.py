@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+from agent.engine.comparison import Outcome
 from agent.engine.errors import AnswerError, BusyError, HttpError
 from agent.engine.http import Request, Response
 from agent.engine.lane import DeadlineError, LaneFullError, Runner, Turn
@@ -12,8 +13,9 @@ from agent.engine.runtimes import Array
 from agent.engine.served import Served
 from agent.engine.statistics import Statistics
 from agent.engine.streams import Part, Streams
-from agent.engine.tasks import Item, Read
+from agent.engine.tasks import Item, Read, Told
 from agent.engine.tasks.desk import Desk
+from agent.engine.tasks.detection import boxes_of
 from agent.engine.tensors import TensorError, check_finite
 
 Answer = Response | Awaitable[Response]
@@ -36,6 +38,8 @@ class Job:
 
     part: Part | None = None
     """Of a stream, where the model listens."""
+    told: Told | None = None
+    """What the desk made of the answer, where an app sent no tensors."""
 
     @property
     def runner(self) -> Runner | None:
@@ -167,9 +171,16 @@ def _count(
 ) -> None:
     """Note what was answered, and show it to the challenger."""
     served, came_at = job.served, job.request.came_at
-    outcome = served.board.answered(job.id, (written_at - came_at) * 1e6, classes, tops)
+    board, latency_us = served.board, (written_at - came_at) * 1e6
+    if job.told is None:
+        outcome = board.answered(job.id, latency_us, classes, tops, job.inputs)
+    else:
+        found = boxes_of(job.told) if served.model.detector is not None else None
+        outcome = board.answered(job.id, latency_us, classes, tops, job.inputs, found=found)
     if served.model.classes is None:
-        served.board.values.answered(job.id, turn.outputs[0])
+        board.values.answered(outcome, turn.outputs[0])
+    if job.part is not None:
+        _count_heard(job.part, served, turn, outcome)
     job.statistics.answered(
         job.rows, (came_at, job.read_at, turn.began_at, turn.ended_at, written_at)
     )
@@ -177,6 +188,15 @@ def _count(
         served.feed.offer_part(job.part, job.inputs[0], turn.outputs, outcome)
     elif served.feed is not None:
         served.feed.offer(job.inputs, turn.outputs, outcome, job.items)
+
+
+def _count_heard(part: Part, served: Served, turn: Turn, outcome: Outcome) -> None:
+    """Note what of a stream was heard, and each yes that began with it."""
+    frame_s = served.frame_s
+    if frame_s is not None:
+        outcome.accepts = part.stream.accepts(outcome.classes)
+        frames = len(turn.outputs[part.stream.visible[0]])
+        served.board.heard(frame_s, frames, len(outcome.accepts))
 
 
 def _failed(job: Job, error: Exception) -> Exception:

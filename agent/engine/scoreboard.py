@@ -1,23 +1,34 @@
 """What a model answered, how fast and how rightly, as counts since the last report."""
 
+import zlib
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
+
 from agent.control import ModelSpec, Window
-from agent.engine.comparison import Outcome
+from agent.engine.comparison import Boxes, Outcome, Sight
+from agent.engine.drift import Drift
+from agent.engine.judging import IOU, BoxJudge, Matches
+from agent.engine.runtimes import Array
 from agent.engine.values import Values
-from wire.telemetry import Histogram
+from wire.manifest import Manifest
+from wire.telemetry import CONFIDENCE_BINS, MILLION, Histogram
 
 MAX_REMEMBERED = 8192
 """Requests a label can still be given for."""
 
 MAX_REMEMBERED_ROWS = 8 * MAX_REMEMBERED
+"""Of all of them; a box that was found counts as one."""
+
 MAX_CONFUSED = 2048
 """Kinds of confusion counted in one window; `labelled` and `correct` count them all."""
 
 
 MAX_UNCOUNTED = 32
 """Answers that wait to be counted: many at a time cost less than each on its own."""
+
+NO_INPUTS: list[Array] = []
 
 
 class UnknownRequestError(Exception):
@@ -31,50 +42,119 @@ class LabelError(ValueError):
 class Scoreboard:
     """Counts of one model. Labels join by request id, once each."""
 
-    def __init__(self, spec: ModelSpec, now: int) -> None:
+    def __init__(self, spec: ModelSpec, now: int, manifest: Manifest | None = None) -> None:
+        """Begin; the manifest says what is counted beside classes and times."""
         self._spec = spec
         self._start = now
         self._remembered: OrderedDict[str, Outcome] = OrderedDict()
         self._rows = 0
-        self.values = Values()
+        task = manifest.task if manifest is not None else None
+        self.values = Values(task.tolerance if task is not None else None)
         """True values of answers that have no classes."""
-        self._uncounted: list[tuple[Outcome, float, list[float]]] = []
+        self._boxes = BoxJudge(task.iou or IOU if task is not None else IOU)
+        budget = manifest.budget if manifest is not None else None
+        limit_ms = budget.latency_ms if budget is not None else None
+        self._slow_us = float("inf") if limit_ms is None else limit_ms * 1000
+        points = sorted(manifest.calibration) if manifest is not None else []
+        self._calibrated: tuple[list[float], list[float]] | None = None
+        if points:
+            self._calibrated = [point[0] for point in points], [point[1] for point in points]
+        self._drift: Drift | None = None
+        self.notes: list[str] = []
+        """What the manifest asks for in vain, for the log."""
+        if manifest is not None and manifest.baseline is not None:
+            # Devices of a fleet must not all look at the same of what they all see.
+            phase = zlib.crc32(f"{spec.manifest} {now}".encode())
+            drift = Drift(manifest, manifest.variant(spec.variant), phase)
+            self.notes = [f"{manifest.ref}: {line}" for line in drift.unknown]
+            self._drift = drift if drift else None
+        self._uncounted: list[tuple[Outcome, float]] = []
+        self._tops: list[float] = []
+        """Top scores that wait to be counted."""
+        self._before = 0
+        """Requests that were taken already."""
+        self._unheard: dict[str, float] = {}
+        """Parts of a second, for the next time."""
         self._clear()
 
     def _clear(self) -> None:
         self._requests = 0
         self._errors = 0
         self._drops = 0
+        self._slow = 0
         self._orphan_labels = 0
         self._labelled = 0
         self._correct = 0
         self._latency: dict[int, int] = {}
         self._predicted: dict[int, int] = {}
-        self._confidence: dict[int, int] = {}
         self._confusion: dict[str, int] = {}
+        self._confidence = np.zeros(CONFIDENCE_BINS, np.int64)
+        self._confidence_sum = 0
+        self._estimate = [0, 0, 0]
+        self._calibration: dict[int, list[int]] = {}
+        self._outcomes: dict[str, int] = {}
+        self._golden: dict[str, int] = {}
+
+    @property
+    def activity(self) -> int:
+        """How many requests came since the beginning: who waits for a quiet moment compares."""
+        return self._before + self._requests + self._drops + len(self._uncounted)
 
     def answered(
-        self, id: str, latency_us: float, classes: tuple[int, ...], tops: list[float]
+        self,
+        id: str,
+        latency_us: float,
+        classes: tuple[int, ...],
+        tops: list[float],
+        inputs: list[Array] = NO_INPUTS,
+        *,
+        found: Boxes | None = None,
     ) -> Outcome:
-        """Count an answer: a request is one, and so is each of its rows as a prediction."""
-        outcome = Outcome(id, classes)
-        self._uncounted.append((outcome, latency_us, tops))
+        """Count an answer: a request is one, and so is each of its rows as a prediction.
+
+        `found` are the boxes that an app was told of.
+        """
+        outcome = Outcome(id, classes, tops)
+        if found is not None:
+            outcome.sight = Sight(found)
+        self._uncounted.append((outcome, latency_us))
+        if self._drift is not None:
+            self._drift.see(inputs, tops)
         if len(self._uncounted) == MAX_UNCOUNTED:
             self._count()
         return outcome
 
     def _count(self) -> None:
         """Catch up: to be done before anything else is asked or told here."""
-        for outcome, latency_us, tops in self._uncounted:
-            self._requests += 1
+        for outcome, latency_us in self._uncounted:
             _add(self._latency, Histogram.bin_of(latency_us))
+            if latency_us > self._slow_us:
+                self._slow += 1
             for winner in outcome.classes:
                 _add(self._predicted, winner)
-            for top in tops:
-                _add(self._confidence, max(0, min(19, int(top * 20))))
             if outcome.classes:
+                self._tops += outcome.tops
                 self._remember(outcome)
+        self._requests += len(self._uncounted)
         self._uncounted.clear()
+        if len(self._tops) >= MAX_UNCOUNTED:
+            self._count_tops()
+
+    def _count_tops(self) -> None:
+        if not self._tops:
+            return
+        tops = np.array(self._tops, np.float64)
+        self._tops.clear()
+        places = np.clip((tops * CONFIDENCE_BINS).astype(np.int64), 0, CONFIDENCE_BINS - 1)
+        self._confidence += np.bincount(places, minlength=CONFIDENCE_BINS)
+        # Each is rounded by itself, so that sums do not depend on how windows were cut.
+        self._confidence_sum += _millionths(tops)
+        if self._calibrated is not None:
+            sure = np.interp(tops, self._calibrated[0], self._calibrated[1])
+            estimate = self._estimate
+            estimate[0] += len(tops)
+            estimate[1] += _millionths(sure)
+            estimate[2] += _millionths(sure * (1 - sure))
 
     def failed(self) -> None:
         """Count a request that the model could not answer."""
@@ -85,8 +165,20 @@ class Scoreboard:
         """Count a request that found no room in the queue."""
         self._drops += 1
 
-    def label(self, id: str, labels: tuple[int, ...]) -> None:
+    def heard(self, frame_s: float, frames: int, accepts: int) -> None:
+        """Count what a stream listened to, and how often it began to say yes."""
+        self._add_seconds("listened_s", frames * frame_s)
+        _add(self._outcomes, "accepts", accepts)
+
+    def rehearsed(self, counts: dict[str, int]) -> None:
+        """Count golden samples that were run again."""
+        for name, count in counts.items():
+            _add(self._golden, name, count)
+
+    def label(self, id: str, labels: tuple[int, ...], frame_s: float | None = None) -> None:
         """Join the true classes of a request's rows to its answer.
+
+        `frame_s` is how long a row of a stream is that says yes or no.
 
         Raises:
             UnknownRequestError: the request is not remembered; counted as an orphan.
@@ -110,8 +202,55 @@ class Scoreboard:
             key = f"{true},{predicted}"
             if key in self._confusion or len(self._confusion) < MAX_CONFUSED:
                 _add(self._confusion, key)
+        for true, predicted, top in zip(labels, outcome.classes, outcome.tops, strict=False):
+            place = max(0, min(CONFIDENCE_BINS - 1, int(top * CONFIDENCE_BINS)))
+            sums = self._calibration.setdefault(place, [0, 0, 0])
+            sums[0] += 1
+            sums[1] += round(max(0.0, min(1.0, top)) * MILLION)
+            sums[2] += true == predicted
+        if frame_s is not None:
+            self._add_seconds("labelled_s", len(labels) * frame_s)
+            wrong = [not any(labels[first : last + 1]) for first, last in outcome.accepts]
+            _add(self._outcomes, "false_accepts", sum(wrong))
         if outcome.comparison is not None:
             outcome.comparison.labelled(outcome)
+
+    def label_boxes(self, id: str, true: Boxes) -> Matches:
+        """Join the true boxes of a request's pictures to those that were found; count the matches.
+
+        Raises:
+            UnknownRequestError: the request is not remembered; counted as an orphan.
+            LabelError: it was answered without boxes, of another number of pictures, or told twice.
+        """
+        self._count()
+        outcome = self._remembered.get(id)
+        if outcome is None:
+            self._orphan_labels += len(true)
+            raise UnknownRequestError(id)
+        sight = outcome.sight
+        if sight is None:
+            raise LabelError(
+                f"request {id}: boxes: expected a request that was sent as pictures, got tensors; "
+                "post a label"
+            )
+        if sight.true is not None:
+            raise LabelError(f"request {id}: expected boxes once, got others after the first")
+        if len(true) != len(sight.found):
+            raise LabelError(
+                f"request {id}: expected boxes of {len(sight.found)} pictures, got {len(true)}"
+            )
+        sight.true = true
+        every = [self._boxes.match(*pair) for pair in zip(sight.found, true, strict=True)]
+        told = Matches(
+            sum(each.matched for each in every),
+            sum(each.missed for each in every),
+            sum(each.spurious for each in every),
+        )
+        for name in ("matched", "missed", "spurious"):
+            _add(self._outcomes, name, getattr(told, name))
+        if outcome.comparison is not None:
+            outcome.comparison.labelled(outcome)
+        return told
 
     def remembers(self, id: str) -> bool:
         """Whether a label for this request would find it."""
@@ -121,20 +260,22 @@ class Scoreboard:
     def take(self, now: int, shadow: dict[str, Any] | None) -> Window | None:
         """Return the counts since the last time, or None if nothing happened; start anew."""
         self._count()
+        self._count_tops()
         counts: dict[str, Any] = {
             "requests": self._requests,
             "errors": self._errors,
             "drops": self._drops,
             "latency": self._latency,
             "predicted": self._predicted,
-            "confidence": self._confidence,
+            "confidence": {
+                place: count for place, count in enumerate(self._confidence.tolist()) if count
+            },
             "labelled": self._labelled,
             "correct": self._correct,
             "confusion": self._confusion,
             "orphan_labels": self._orphan_labels,
         }
-        if errors := self.values.take():
-            counts["value_errors"] = {"bins": errors}
+        counts |= {name: given for name, given in self._more().items() if given}
         if shadow is not None:
             counts["shadow"] = shadow
         elif not any(counts.values()):
@@ -144,19 +285,46 @@ class Scoreboard:
             spec.model, spec.version, spec.manifest, spec.variant, self._start, now, counts
         )
         self._start = now
+        self._before += self._requests + self._drops
         self._clear()
         return window
+
+    def _more(self) -> dict[str, Any]:
+        """Return the counts that are left out where there are none."""
+        errors = self.values.take()
+        outcomes = {**self._outcomes, **self.values.take_outcomes()}
+        samples, sure, spread = self._estimate
+        return {
+            "value_errors": {"bins": errors} if errors else None,
+            "confidence_sum": self._confidence_sum,
+            "calibration": self._calibration,
+            "estimate": {"samples": samples, "sum_p": sure, "spread": spread} if samples else None,
+            "slo_misses": self._slow,
+            "outcomes": {name: count for name, count in outcomes.items() if count},
+            "drift": self._drift.take() if self._drift is not None else {},
+            "golden": self._golden,
+        }
+
+    def _add_seconds(self, name: str, seconds: float) -> None:
+        """Count whole seconds; what is left over is kept for the next ones."""
+        every = self._unheard.get(name, 0.0) + seconds
+        _add(self._outcomes, name, int(every))
+        self._unheard[name] = every - int(every)
 
     def _remember(self, outcome: Outcome) -> None:
         earlier = self._remembered.pop(outcome.id, None)
         if earlier is not None:
-            self._rows -= len(earlier.classes)
+            self._rows -= earlier.weight
         self._remembered[outcome.id] = outcome
-        self._rows += len(outcome.classes)
+        self._rows += outcome.weight
         while len(self._remembered) > MAX_REMEMBERED or self._rows > MAX_REMEMBERED_ROWS:
             _, oldest = self._remembered.popitem(last=False)
-            self._rows -= len(oldest.classes)
+            self._rows -= oldest.weight
 
 
-def _add(counts: dict[Any, int], key: Any) -> None:
-    counts[key] = counts.get(key, 0) + 1
+def _millionths(shares: Array) -> int:
+    return int(np.rint(np.clip(shares, 0, 1) * MILLION).astype(np.int64).sum())
+
+
+def _add(counts: dict[Any, int], key: Any, count: int = 1) -> None:
+    counts[key] = counts.get(key, 0) + count

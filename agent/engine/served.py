@@ -7,12 +7,17 @@ from agent.control import Window
 from agent.engine.comparison import Comparison
 from agent.engine.errors import bad_request
 from agent.engine.hearing import Ear
+from agent.engine.judging import IOU
 from agent.engine.lane import Lane
 from agent.engine.meter import Metered
 from agent.engine.scoreboard import Scoreboard
 from agent.engine.shadow import Say, ShadowFeed
 from agent.engine.streams import Streams
+from agent.engine.tasks.detection import Box
 from agent.engine.trial import Passed
+
+MAX_TRUE_BOXES = 256
+"""Of one request."""
 
 MAX_UNREPORTED = 8
 """Ended comparisons whose last counts wait for a report."""
@@ -29,7 +34,12 @@ class Served:
         """Both where the model listens, neither where each request stands for itself."""
         if passed.model.framing is not None:
             self.ear, self.streams = Ear(passed.model), Streams(passed.model)
-        self.board = Scoreboard(passed.model.spec, now)
+        self.board = Scoreboard(passed.model.spec, now, passed.model.manifest)
+        self.frame_s: float | None = None
+        """How far apart the frames are of a stream that says yes or no; None for any other."""
+        if passed.model.framing is not None and passed.model.is_yes_or_no:
+            framing = passed.model.framing
+            self.frame_s = framing.hop_samples / framing.stream.rate_hz
         self.feed: ShadowFeed | None = None
         self.comparison: Comparison | None = None
         """The running one or the last."""
@@ -44,7 +54,10 @@ class Served:
     def start_shadow(self, path: str, challenger: str, say: Say) -> None:
         """Copy live inputs to a challenger from now on; an earlier comparison ends."""
         self.stop_shadow()
-        self.comparison = Comparison(self.model.spec.model, challenger)
+        task = self.model.manifest.task
+        self.comparison = Comparison(
+            self.model.spec.model, challenger, iou=task.iou or IOU, tolerance=task.tolerance
+        )
         self._unreported = [*self._unreported, self.comparison][-MAX_UNREPORTED:]
         self.comparison.champion = self.model.runtime = Metered(self.model.runtime)
         self.feed = ShadowFeed(self.model, path, self.comparison, say)
@@ -83,6 +96,41 @@ class Served:
             raise bad_request("label: expected a class for every row, got none")
         return tuple(self._class_of(item) for item in items)
 
+    def read_boxes(self, given: Any) -> list[list[Box]]:
+        """Return the true boxes that an app tells of: of one picture, or a list of such lists.
+
+        Raises:
+            HttpError: they are no boxes of this model.
+        """
+        if self.model.detector is None:
+            raise bad_request(f"model {self.model.spec.model} finds no boxes: post a label")
+        if not isinstance(given, list):
+            raise bad_request("boxes: expected a list of objects, or one for every picture")
+        pictures = given if given and all(isinstance(each, list) for each in given) else [given]
+        return [[self._box_of(each) for each in picture] for picture in _few(pictures)]
+
+    def _box_of(self, given: Any) -> Box:
+        if not isinstance(given, dict):
+            raise bad_request('boxes: expected {"label": ..., "box": [x1, y1, x2, y2]} each')
+        corners = given.get("box")
+        if not (
+            isinstance(corners, list)
+            and len(corners) == 4
+            and all(type(each) in (int, float) and abs(each) <= 1e9 for each in corners)
+            and corners[0] < corners[2]
+            and corners[1] < corners[3]
+        ):
+            raise bad_request(
+                "box: expected [x1, y1, x2, y2] in pixels, the second corner right of and below "
+                f"the first, got {str(corners)[:80]}"
+            )
+        assert self.model.detector is not None
+        named = given.get("label", given.get("class"))
+        if named is None and self.model.detector.classes == 1:
+            named = 0
+        left, top, right, bottom = map(float, corners)
+        return self._class_of(named), left, top, right, bottom
+
     def _class_of(self, item: Any) -> int:
         labels = self.model.class_names
         if isinstance(item, str):
@@ -100,3 +148,10 @@ class Served:
         raise bad_request(
             f"label: expected a class from 0 to {most - 1}{named}, got {str(item)[:80]!r}"
         )
+
+
+def _few(pictures: list[list[Any]]) -> list[list[Any]]:
+    count = sum(map(len, pictures))
+    if count > MAX_TRUE_BOXES:
+        raise bad_request(f"boxes: expected up to {MAX_TRUE_BOXES} in a request, got {count}")
+    return pictures

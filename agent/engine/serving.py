@@ -6,6 +6,7 @@ import time
 import urllib.parse
 import zlib
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -247,17 +248,23 @@ class Api:
         def job(read: Read) -> Job:
             if served.model.finite_only:
                 check_finite(served.model.manifest.inputs, read.inputs)
-            return Job(
+
+            def tell(id: str, outputs: list[Array]) -> Response:
+                made.told = told = desk.teller.tell(outputs, read.frames)
+                return write(id, told)
+
+            made = Job(
                 served,
                 self._statistics[served.model.spec.model],
                 request,
                 id,
                 read.inputs,
-                lambda id, outputs: write(id, desk.teller.tell(outputs, read.frames)),
+                tell,
                 time.perf_counter(),
                 within_s,
                 items,
             )
+            return made
 
         if desk.reader.is_quick(items):
             return run(job(desk.reader.read(items)))
@@ -330,9 +337,12 @@ class Api:
         if served.model.classes is None and "value" in fields:
             count = served.board.values.compare(id, fields["value"])
             return _json({"request_id": id, "model": name, "compared": count})
-        labels = served.read_labels(fields.get("label"))
         try:
-            served.board.label(id, labels)
+            if "boxes" in fields:
+                told = served.board.label_boxes(id, served.read_boxes(fields["boxes"]))
+                return _json({"request_id": id, "model": name, **asdict(told)})
+            labels = served.read_labels(fields.get("label"))
+            served.board.label(id, labels, served.frame_s)
         except UnknownRequestError:
             raise HttpError(404, f"request {id[:80]!r} is not, or no longer, remembered") from None
         return _json({"request_id": id, "model": name, "labelled": len(labels)})

@@ -5,9 +5,10 @@ request's header is {"model", "tensors": [{"shape", "bytes"}]}, its payload the 
 manifest's order as `tensors.to_bytes` makes them; or {"model", "items": [bytes]}, the payload then
 being pictures, texts or rows as an app sent them; or, with one tensor of sound, {"model",
 "tensors", "stream": {"id", "start", "end", "datatype"}}. The answer's header is {"classes": [...]},
-{"tensors": [...]} where the task has no classes, or {"error": "..."}; and in any case "cost", the
-rows that were run so far and the microseconds of processor time they took, and "rest", the seconds
-for which the champion is to send nothing, so that the challenger keeps to its share of a core.
+with "boxes" too, one list a picture, where pictures were sent to a detection, {"tensors": [...]}
+where the task has no classes, or {"error": "..."}; and in any case "cost", the rows that were run
+so far and the microseconds of processor time they took, and "rest", the seconds for which the
+champion is to send nothing, so that the challenger keeps to its share of a core.
 """
 
 import asyncio
@@ -26,15 +27,17 @@ from typing import Any
 import numpy as np
 
 from agent.engine import priority
-from agent.engine.comparison import Comparison, Outcome
+from agent.engine.comparison import Boxes, Comparison, Outcome
 from agent.engine.lane import Lane
 from agent.engine.meter import Metered, Ration
 from agent.engine.model import Model
 from agent.engine.runtimes import DATATYPE_OF, Array
 from agent.engine.streams import LiveStream, Part, Streams
 from agent.engine.streams import Sequence as StreamSequence
-from agent.engine.tasks import Item
+from agent.engine.tasks import Item, Read
+from agent.engine.tasks.detection import Box, boxes_of
 from agent.engine.tensors import check_shape, from_bytes, to_bytes
+from agent.engine.values import numbers_of
 from wire.manifest import TensorSpec
 
 MAX_WAITING = 64
@@ -216,7 +219,7 @@ class ShadowFeed:
         elif copy.rows == 0:
             return
         elif copy.outcome.classes:
-            self.comparison.answered(copy.outcome, _classes(answer))
+            self.comparison.answered(copy.outcome, _classes(answer), _boxes(answer))
         else:
             specs, ours = self._model.manifest.outputs, copy.outputs
             if copy.part is not None:
@@ -225,7 +228,9 @@ class ShadowFeed:
                 ours = [ours[place] for place in visible]
             theirs = _unpack(specs, answer, raw)
             tolerance = self._model.variant.golden_tolerance
-            self.comparison.answered_alike(alike(ours, theirs, tolerance))
+            self.comparison.answered_alike(
+                copy.outcome, alike(ours, theirs, tolerance), numbers_of(theirs[0])
+            )
 
     def _lost_one(self) -> None:
         if self._in_hand is not None:
@@ -316,16 +321,22 @@ class ShadowHost:
         lane = self._lanes[str(header.get("model"))]
         specs = lane.model.manifest.inputs
         if "items" in header:
-            inputs = await _read_items(lane.model, header["items"], raw)
+            read = await _read_items(lane.model, header["items"], raw)
         else:
-            inputs = _unpack(specs, header, raw)
-        for spec, array in zip(specs, inputs, strict=True):
+            read = Read(_unpack(specs, header, raw))
+        for spec, array in zip(specs, read.inputs, strict=True):
             check_shape(spec, list(array.shape))
         loop = asyncio.get_running_loop()
-        outputs = await loop.run_in_executor(self._worker, lane.model.run, inputs)
+        outputs = await loop.run_in_executor(self._worker, lane.model.run, read.inputs)
         if lane.model.classes is None:
             return _pack(outputs)
-        return {"classes": lane.model.classify(outputs)[0]}, []
+        told: dict[str, Any] = {"classes": lane.model.classify(outputs)[0]}
+        if lane.model.detector is not None and read.frames:
+            found = await loop.run_in_executor(
+                self._worker, lane.model.detector.tell, outputs, read.frames
+            )
+            told["boxes"] = boxes_of(found)
+        return told, []
 
     async def _answer_part(
         self, header: dict[str, Any], raw: memoryview, streams: dict[str, Streams]
@@ -349,7 +360,7 @@ class ShadowHost:
         return {"classes": model.classify(outputs)[0]}, []
 
 
-async def _read_items(model: Model, sizes: list[int], raw: memoryview) -> list[Array]:
+async def _read_items(model: Model, sizes: list[int], raw: memoryview) -> Read:
     if model.desk is None:
         raise FrameError("expected tensors, since the release takes nothing else")
     items: list[bytes] = []
@@ -357,7 +368,7 @@ async def _read_items(model: Model, sizes: list[int], raw: memoryview) -> list[A
     for size in sizes:
         items.append(bytes(raw[at : at + size]))
         at += size
-    return (await model.desk.queue(items)).inputs
+    return await model.desk.queue(items)
 
 
 def alike(ours: list[Array], theirs: list[Array], tolerance: float) -> bool:
@@ -395,6 +406,18 @@ def _classes(answer: dict[str, Any]) -> tuple[int, ...]:
     if not isinstance(classes, list) or not all(type(item) is int for item in classes):
         raise FrameError(f"expected classes, got {list(answer)}")
     return tuple(classes)
+
+
+def _boxes(answer: dict[str, Any]) -> Boxes | None:
+    pictures = answer.get("boxes")
+    if pictures is None:
+        return None
+    # TypeError and ValueError: not of this form, which ends the connection.
+    return [[_box(*box) for box in picture] for picture in pictures]
+
+
+def _box(number: int, left: float, top: float, right: float, bottom: float) -> Box:
+    return int(number), float(left), float(top), float(right), float(bottom)
 
 
 def _pack(arrays: list[Array]) -> tuple[dict[str, Any], list[bytes]]:

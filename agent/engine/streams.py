@@ -71,6 +71,7 @@ class LiveStream:
         self._framing = model.framing
         self._pcm = Pcm(self._framing.stream.rate_hz)
         self._listener: Listener | None = None
+        self._said_yes = False
 
     @property
     def visible(self) -> tuple[int, ...]:
@@ -109,6 +110,22 @@ class LiveStream:
         except Exception:
             self.failed = FAILED
             raise
+
+    def accepts(self, classes: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Return the first and last frame of each yes that begins among these classes.
+
+        One that goes on from the request before began there.
+        """
+        began: list[tuple[int, int]] = []
+        first: int | None = None
+        for place, yes in enumerate(classes):
+            if yes and not self._said_yes:
+                first = place
+            elif not yes and first is not None:
+                began.append((first, place - 1))
+                first = None
+            self._said_yes = bool(yes)
+        return began if first is None else [*began, (first, len(classes) - 1)]
 
     def forget_if_over(self) -> None:
         """Let go of the memory when nothing will ask for it: others may still hold the stream."""

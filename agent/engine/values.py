@@ -1,12 +1,13 @@
 """How far numbers that a model answered were from those that turned out to be true."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from agent.engine.comparison import Numbers, Outcome
 from agent.engine.errors import HttpError, bad_request
+from agent.engine.judging import ValueJudge
 from agent.engine.runtimes import Array
 from wire.telemetry import Histogram
 
@@ -21,32 +22,32 @@ _PARTS = 1e6
 _WORST = 1e17
 
 
-@dataclass(slots=True)
-class _Answer:
-    values: Array
-    """FP64, flat."""
-    compared: bool = False
-
-
 class Values:
-    """Answers by request id; true values join them once each, in any order, and are counted."""
+    """Answers by request id; true values join them once each, in any order, and are counted.
 
-    def __init__(self) -> None:
-        self._remembered: OrderedDict[str, _Answer] = OrderedDict()
+    With a tolerance, numbers that are within it of the true ones are counted too.
+    """
+
+    def __init__(self, tolerance: float | None = None) -> None:
+        self._remembered: OrderedDict[str, tuple[Outcome, Numbers]] = OrderedDict()
         self._size = 0
         self._errors: dict[int, int] = {}
+        self._judge = None if tolerance is None else ValueJudge(tolerance)
+        self._within = self._beyond = 0
 
-    def answered(self, id: str, output: Array) -> None:
+    def answered(self, outcome: Outcome, output: Array) -> None:
         """Remember an answer, as long as there is room."""
-        if output.dtype.kind not in "iuf" or output.size > MAX_VALUES:
+        numbers = numbers_of(output)
+        if numbers is None:
             return
-        if (earlier := self._remembered.pop(id, None)) is not None:
-            self._size -= earlier.values.size
-        self._remembered[id] = _Answer(output.ravel().astype(np.float64))
+        outcome.numbers = remembered = Numbers(numbers)
+        if (earlier := self._remembered.pop(outcome.id, None)) is not None:
+            self._size -= earlier[1].answer.size
+        self._remembered[outcome.id] = outcome, remembered
         self._size += output.size
         while len(self._remembered) > MAX_REMEMBERED or self._size > MAX_REMEMBERED_VALUES:
-            _, oldest = self._remembered.popitem(last=False)
-            self._size -= oldest.values.size
+            _, (_, oldest) = self._remembered.popitem(last=False)
+            self._size -= oldest.answer.size
 
     def remembers(self, id: str) -> bool:
         """Whether a true value for this request would find its answer."""
@@ -59,31 +60,51 @@ class Values:
             HttpError: the answer is not remembered, was compared before, or is of another size.
         """
         true = _numbers(given)
-        answer = self._remembered.get(id)
-        if answer is None:
+        found = self._remembered.get(id)
+        if found is None:
             raise HttpError(
                 404,
                 f"request {id[:80]!r} is not, or no longer, remembered with an answer of up to "
                 f"{MAX_VALUES} numbers",
             )
-        if answer.compared:
+        outcome, numbers = found
+        if numbers.true is not None:
             raise bad_request(f"request {id[:80]}: expected one value, got another after the first")
-        if true.size != answer.values.size:
+        if true.size != numbers.answer.size:
             raise bad_request(
-                f"value: expected {answer.values.size} numbers as in the answer, got {true.size}"
+                f"value: expected {numbers.answer.size} numbers as in the answer, got {true.size}"
             )
-        answer.compared = True
+        numbers.true = true
         # A model may have answered NaN or infinity; from there on all errors are alike.
-        errors = np.nan_to_num(np.abs(true - answer.values) * _PARTS, nan=_WORST, posinf=_WORST)
+        errors = np.nan_to_num(np.abs(true - numbers.answer) * _PARTS, nan=_WORST, posinf=_WORST)
         for error in np.minimum(errors, _WORST).tolist():
             place = Histogram.bin_of(error)
             self._errors[place] = self._errors.get(place, 0) + 1
+        if self._judge is not None:
+            within = self._judge.within(numbers.answer, true)
+            self._within += within
+            self._beyond += int(true.size) - within
+        if outcome.comparison is not None:
+            outcome.comparison.labelled(outcome)
         return int(true.size)
 
     def take(self) -> dict[int, int]:
         """Return the errors since the last time, bins and counts, and start anew."""
         taken, self._errors = self._errors, {}
         return taken
+
+    def take_outcomes(self) -> dict[str, int]:
+        """Return how many numbers were within the tolerance and beyond it, and start anew."""
+        taken = {"within": self._within, "beyond": self._beyond}
+        self._within = self._beyond = 0
+        return taken
+
+
+def numbers_of(output: Array) -> Array | None:
+    """Return an output as FP64 (n), None where it is no few numbers."""
+    if output.dtype.kind not in "iuf" or output.size > MAX_VALUES:
+        return None
+    return output.ravel().astype(np.float64)
 
 
 def _numbers(given: Any) -> Array:

@@ -13,6 +13,9 @@ from agent.engine.tasks.edges import to_reals
 from wire.manifest import TensorSpec
 from wire.task import Detection, Task
 
+Box = tuple[int, float, float, float, float]
+"""Class, first and last corner: x and y each, in pixels of the picture."""
+
 THRESHOLD = 0.5
 NOTHING = "nothing"
 """The class of a picture in which nothing was found; numbered after all others."""
@@ -171,6 +174,11 @@ class Detector:
                 detection["points"] = shape[2:]
             detections.append(detection)
         return {"width": frame.width, "height": frame.height, "detections": detections}
+
+
+def boxes_of(told: Told) -> list[list[Box]]:
+    """Return what was told of every picture as boxes, best first."""
+    return [[(each["class"], *each["box"]) for each in row["detections"]] for row in told.rows]
 
 
 def _logit(share: float) -> float:

@@ -77,6 +77,8 @@ def test_windows_count_requests_classes_confidence_and_joined_labels(
     (window,) = scores.windows
     counts = dict(window.counts)
     latency = counts.pop("latency")
+    sure = counts["confidence_sum"]
+    assert 0.99 < sure / 6e6 < 1
     assert counts == {
         "requests": 5,
         "errors": 0,
@@ -87,6 +89,8 @@ def test_windows_count_requests_classes_confidence_and_joined_labels(
         "correct": 3,
         "confusion": {"0,0": 1, "0,1": 1, "2,2": 1, "1,2": 1, "1,1": 1, "2,0": 1},
         "orphan_labels": 2,
+        "confidence_sum": sure,
+        "calibration": {"19": [6, sure, 3]},
     }
     full = ScoreWindow(
         device="d", boot="b", seq=1, model=window.model, version=window.version,

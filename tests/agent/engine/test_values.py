@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent.engine.comparison import Outcome
 from agent.engine.errors import HttpError
 from agent.engine.values import MAX_REMEMBERED, MAX_REMEMBERED_VALUES, MAX_VALUES, Values
 from tests.agent.engine.harness import Client, Engine, Listeners, Release, engine, one_hot
@@ -85,7 +86,7 @@ def test_what_is_no_true_value_is_refused(
 
 def test_a_second_value_for_one_request_is_refused() -> None:
     values = Values()
-    values.answered("r", np.zeros(2, np.float32))
+    values.answered(Outcome("r", ()), np.zeros(2, np.float32))
     values.compare("r", [1, 1])
 
     with pytest.raises(HttpError, match="another after the first"):
@@ -96,7 +97,7 @@ def test_a_second_value_for_one_request_is_refused() -> None:
 
 def test_an_answer_that_is_no_number_counts_as_far_off() -> None:
     values = Values()
-    values.answered("r", np.array([np.nan, np.inf, 1e30]))
+    values.answered(Outcome("r", ()), np.array([np.nan, np.inf, 1e30]))
 
     values.compare("r", [0, 0, 0])
 
@@ -107,8 +108,8 @@ def test_an_answer_that_is_no_number_counts_as_far_off() -> None:
 def test_what_is_remembered_is_bounded(size: int) -> None:
     values = Values()
     for n in range(2 * MAX_REMEMBERED):
-        values.answered(f"r{n}", np.zeros(size))
-        values.answered(f"r{n}", np.zeros(size))
+        values.answered(Outcome(f"r{n}", ()), np.zeros(size))
+        values.answered(Outcome(f"r{n}", ()), np.zeros(size))
 
     kept = [n for n in range(2 * MAX_REMEMBERED) if values.remembers(f"r{n}")]
 
@@ -118,7 +119,7 @@ def test_what_is_remembered_is_bounded(size: int) -> None:
 
 def test_large_answers_and_texts_are_not_remembered() -> None:
     values = Values()
-    values.answered("large", np.zeros(MAX_VALUES + 1))
-    values.answered("text", np.array(["a"], object))
+    values.answered(Outcome("large", ()), np.zeros(MAX_VALUES + 1))
+    values.answered(Outcome("text", ()), np.array(["a"], object))
 
     assert not values.remembers("large") and not values.remembers("text")
