@@ -1,14 +1,12 @@
 """Totals of what a release did on a device, and how sure its accuracy is."""
 
-import math
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, TypeVar
 
+from fleet.core.statistics.intervals import wilson
 from fleet.core.views import ScoreView
 from wire.telemetry import MILLION, Estimate, Golden, Histogram, ScoreWindow, Shadow
-
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,20 +155,6 @@ def _parts_added(mine: P, theirs: P) -> P:
     kind = type(mine)
     both = {name: getattr(mine, name) + getattr(theirs, name) for name in kind.model_fields}
     return kind.model_construct(**both)
-
-
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Return the 95% Wilson score interval of a share; total is at least 1.
-
-    It holds for independent labels, so within one device, never for a fleet's mean.
-
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-    """
-    share = correct / total
-    z2 = _Z95 * _Z95 / total
-    middle = (share + z2 / 2) / (1 + z2)
-    half = _Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total)) / (1 + z2)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def score_view(totals: Totals) -> ScoreView:

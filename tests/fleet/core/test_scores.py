@@ -1,12 +1,10 @@
 """Totals of windows, and how sure an accuracy is."""
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.core.scores import Totals, score_view, wilson
+from fleet.core.scores import Totals, score_view
 from wire.telemetry import Histogram, ScoreWindow
 
 
@@ -48,26 +46,3 @@ def test_nothing_labelled_is_no_accuracy_rather_than_none_right() -> None:
     view = score_view(Totals.of(window(1)))
 
     assert (view.accuracy, view.accuracy_low, view.p95_ms) == (None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    [
-        (9, 10, 0.5958, 0.9821),
-        (0, 20, 0.0, 0.1611),
-        (20, 20, 0.8389, 1.0),
-        (50, 100, 0.4038, 0.5962),
-    ],
-)
-def test_the_interval_is_wilsons(correct: int, total: int, low: float, high: float) -> None:
-    assert wilson(correct, total) == pytest.approx((low, high), abs=1e-4)
-
-
-@given(st.integers(1, 10_000), st.data())
-def test_the_interval_solves_its_equation(total: int, data: st.DataObject) -> None:
-    correct = data.draw(st.integers(0, total))
-
-    for bound in wilson(correct, total):
-        if 1e-9 < bound < 1 - 1e-9:
-            error = abs(correct / total - bound) / math.sqrt(bound * (1 - bound) / total)
-            assert error == pytest.approx(1.959964, rel=1e-3)
