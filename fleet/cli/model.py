@@ -14,6 +14,7 @@ from fleet.cli import views
 from fleet.cli.group import Group
 from fleet.cli.render import answer, console
 from fleet.cli.session import USAGE, Session, common
+from fleet.cli.words import size
 from fleet.core.errors import FleetError
 from fleet.core.views import BundleView, ReleaseView
 from wire.ids import ReleaseRef
@@ -175,7 +176,7 @@ class _Log:
         pass
 
     def finished(self, path: Path) -> None:
-        self._session.say(f"sent {path.name}, {views.size(path.stat().st_size)}")
+        self._session.say(f"sent {path.name}, {size(path.stat().st_size)}")
 
 
 @contextmanager
@@ -226,7 +227,7 @@ def export(
             _save(session, out, size_bytes, pieces)
     view = BundleView(release=str(ref), path=str(out), size_bytes=out.stat().st_size,
                       device=device, install=install)  # fmt: skip
-    answer(session, view, [f"{ref} -> {out}, {views.size(view.size_bytes)}"])
+    answer(session, view, [f"{ref} -> {out}, {size(view.size_bytes)}"])
     flag = " --install" if install else ""
     session.say(f"next, on the device: farflung-agent import --config agent.toml {out.name}{flag}")
 

@@ -53,8 +53,8 @@ def _snapshot(client: "ControllerClient") -> TopView:
     )
 
 
-def _lines(snapshot: TopView) -> views.Lines:
-    return views.top(snapshot.health, snapshot.devices, snapshot.rollouts)
+def _lines(snapshot: TopView, room: int | None = None) -> views.Lines:
+    return views.top(snapshot.health, snapshot.devices, snapshot.rollouts, room)
 
 
 def _live(session: Session, client: "ControllerClient", snapshot: TopView) -> None:
@@ -66,7 +66,8 @@ def _live(session: Session, client: "ControllerClient", snapshot: TopView) -> No
     note = ""
     with Live(console=screen, auto_refresh=False, screen=True) as live:
         while True:
-            lines = [*_lines(snapshot), "", note] if note else _lines(snapshot)
+            lines = _lines(snapshot, screen.height - (2 if note else 0))
+            lines += ["", note] if note else []
             text = screen.render_str("\n".join(lines), overflow="ellipsis")
             text.no_wrap = True
             live.update(text, refresh=True)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from fleet.cli import gauges
+from fleet.cli.words import ago, lasting, size, spaced
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -179,6 +181,7 @@ def device_show(device: DeviceView, now: float) -> Lines:
         *(("deployment", _deployment_whole(report)) for report in device.deployments),
         *(("why", report.detail) for report in device.deployments if report.detail),
         ("health", _health(device)),
+        *(gauges.facts(device.health) if device.online and device.health else ()),
         *(("pipeline", words) for words in _pipelines(device)),
         *(("api", address) for address in device.api),
         *(("refused", text) for text in device.refusals),
@@ -295,40 +298,74 @@ def accuracy(score: ScoreView) -> str:
 
 
 def top(
-    health: HealthView, devices: Sequence[DeviceView], rollouts: Sequence[RolloutView]
+    health: HealthView,
+    devices: Sequence[DeviceView],
+    rollouts: Sequence[RolloutView],
+    room: int | None = None,
 ) -> Lines:
-    """Return `fleet top`: each device and what its champion does, then what is under way."""
+    """Return `fleet top`: each device and what its champion does, then what is under way.
+
+    Where `room` lines are too few for all devices, those that need somebody come first.
+    """
     broker = "connected" if health.broker_connected else "NOT connected"
     lines = [f"{health.devices_online} of {health.devices} devices online, broker {broker}", ""]
+    under_way = [
+        line
+        for rollout in rollouts
+        if not rollout.status.final
+        for line in ("", f"{rollout.id}  {rollout_line(rollout)}")
+    ]
+    if room is not None:
+        room = max(1, room - len(lines) - len(under_way) - 2)
+    if room is not None and len(devices) > room:
+        devices = sorted(devices, key=_calm)
+    rows = [row for device in devices for row in _top_rows(device)]
+    left_out = 0 if room is None else max(0, len(rows) - room)
+    rows = rows[: len(rows) - left_out]
+    headers = ["DEVICE", "STATUS", "SERVING", "DEPLOYMENT", ">REQUESTS", ">P95", "ACCURACY"]
+    headers += [">CPU", ">MEMORY", "ATTENTION"]
+    if not any(row[-1] for row in rows):
+        headers, rows = headers[:-1], [row[:-1] for row in rows]
+    lines += table(headers, rows) if rows else ["no devices"]
+    lines += [f"and {left_out} more: fleet device list"] if left_out else []
+    return lines + under_way
+
+
+def _calm(device: DeviceView) -> tuple[int, str]:
+    """Return what sorts devices that need somebody before those that do not."""
+    if device.clash or not device.online:
+        return 0, device.id
+    if any(report.phase in _BAD for report in device.deployments):
+        return 1, device.id
+    if gauges.troubles(device.health or {}):
+        return 2, device.id
+    return 3 + all(report.phase.final for report in device.deployments), device.id
+
+
+def _top_rows(device: DeviceView) -> list[tuple[str, ...]]:
+    status = "clash" if device.clash else "online" if device.online else "offline"
+    told = _Gauges(device)
+    health = device.health if device.online else None
+    last = (told.cpu, told.memory, ", ".join(gauges.troubles(health or {})))
+    by_model = {report.model: deployment(report) for report in device.deployments}
     rows: list[tuple[str, ...]] = []
-    for device in devices:
-        status = "clash" if device.clash else "online" if device.online else "offline"
-        gauges = _Gauges(device)
-        by_model = {report.model: deployment(report) for report in device.deployments}
-        for serving in device.serving:
-            score = _score_of(serving, device.scores)
-            rows.append(
-                (
-                    device.id,
-                    status,
-                    _release(serving),
-                    by_model.pop(serving.model, NOTHING),
-                    str(score.requests) if score else "0",
-                    _ms(score.p95_ms if score else None),
-                    accuracy(score) if score else "no labels",
-                    gauges.cpu,
-                    gauges.memory,
-                )
+    for serving in device.serving:
+        score = _score_of(serving, device.scores)
+        rows.append(
+            (
+                device.id,
+                status,
+                _release(serving),
+                by_model.pop(serving.model, NOTHING),
+                str(score.requests) if score else "0",
+                _ms(score.p95_ms if score else None),
+                accuracy(score) if score else "no labels",
+                *last,
             )
-        for text in by_model.values() or ([] if device.serving else [NOTHING]):
-            empty = (NOTHING, NOTHING, NOTHING)
-            rows.append((device.id, status, NOTHING, text, *empty, gauges.cpu, gauges.memory))
-    headers = ("DEVICE", "STATUS", "SERVING", "DEPLOYMENT", ">REQUESTS", ">P95", "ACCURACY")
-    lines += table((*headers, ">CPU", ">MEMORY"), rows) if rows else ["no devices"]
-    for rollout in rollouts:
-        if not rollout.status.final:
-            lines += ["", f"{rollout.id}  {rollout_line(rollout)}"]
-    return lines
+        )
+    for text in by_model.values() or ([] if device.serving else [NOTHING]):
+        rows.append((device.id, status, NOTHING, text, NOTHING, NOTHING, NOTHING, *last))
+    return rows
 
 
 # Rollouts
@@ -479,34 +516,6 @@ def event_list(events: Sequence[EventView], now: float) -> Lines:
 
 
 # Words
-
-
-def ago(seconds: float) -> str:
-    """Return how long ago: `3 s ago`, `14 min ago`, `5 h ago`, `2 d ago`."""
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{int(seconds // length)} {unit} ago"
-    return f"{max(0, int(seconds))} s ago"
-
-
-def lasting(seconds: float) -> str:
-    """Return how long: `25 s`, `14 min`, `5 h`, `2 d`."""
-    return ago(seconds).removesuffix(" ago")
-
-
-def size(bytes_: float) -> str:
-    """Return a size in binary units: `161.2 KiB`."""
-    amount = float(bytes_)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
-
-
-def spaced(word: str) -> str:
-    """Return `rolled_back` as `rolled back`."""
-    return word.replace("_", " ")
 
 
 def _phase(phase: Phase) -> str:

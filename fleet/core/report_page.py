@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from fleet.core.drawing import Box, Canvas, Colour, Point, Scale, fit, plain, runs, width_of
 from fleet.core.report_views import (
@@ -13,6 +12,21 @@ from fleet.core.report_views import (
     ReleaseReportView,
     ReportView,
     StepView,
+)
+from fleet.core.report_words import (
+    between,
+    change_in_words,
+    date,
+    day,
+    milliseconds,
+    moment,
+    of_kind,
+    p_in_words,
+    percent,
+    plural,
+    rate,
+    short,
+    whole,
 )
 
 WIDTH = 1080.0
@@ -76,66 +90,6 @@ def html(report: ReportView) -> str:
         "height:auto}@media (prefers-color-scheme:dark){body{background:#12161c}}</style>\n"
         f"</head>\n<body>\n{svg(report)}</body>\n</html>\n"
     )
-
-
-# Words and numbers
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """Return a share as `98.3%`."""
-    return "-" if share is None else f"{100 * share:.{digits}f}%"
-
-
-def between(view: AccuracyView) -> str:
-    """Return an interval as `97.1 to 99.0`, or why there is none."""
-    if view.low is None or view.high is None:
-        return view.note
-    return f"{100 * view.low:.1f} to {100 * view.high:.1f}"
-
-
-def whole(number: int) -> str:
-    """Return a count with thin thousands: `4,120`."""
-    return f"{number:,}"
-
-
-def short(number: float) -> str:
-    """Return a count in few characters: `4.3 M`."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
-        if number >= size:
-            amount = number / (1e3 if unit == "k" else size)
-            return f"{amount:.1f} {unit}" if amount < 100 else f"{amount:.0f} {unit}"
-    return whole(int(number))
-
-
-def milliseconds(value: float | None) -> str:
-    """Return a time as `3.4 ms`."""
-    if value is None:
-        return "-"
-    return f"{value:.2g} ms" if value < 10 else f"{value:.0f} ms"
-
-
-def moment(at: int) -> str:
-    """Return a time as `24 Nov 2026 13:00`."""
-    return _date(at).strftime("%-d %b %Y %H:%M")
-
-
-def day(at: int) -> str:
-    """Return a day as `24 Nov 2026`."""
-    return _date(at).strftime("%-d %b %Y")
-
-
-def _date(at: int) -> datetime:
-    return datetime.fromtimestamp(min(max(at, 0), 253_402_300_799), UTC)
-
-
-def plural(count: int, one: str) -> str:
-    """Return `1 device` or `12 devices`."""
-    return f"{whole(count)} {one}" if count == 1 else f"{whole(count)} {one}s"
-
-
-def of_kind(views: Sequence[AccuracyView], kind: Kind) -> AccuracyView:
-    """Return the accuracy of one kind; empty where there is none."""
-    return next((each for each in views if each.kind == kind), AccuracyView(kind=kind))
 
 
 def _in_words(report: ReportView) -> str:
@@ -271,9 +225,9 @@ def _time_axis(canvas: Canvas, times: Scale, y: float, report: ReportView) -> No
     at = -(-report.since // step) * step
     form = "%H:%M" if step < 86_400 else "%-d %b"
     while at <= report.until:
-        words = _date(at).strftime(form)
+        words = date(at).strftime(form)
         if step < 86_400 and at % 86_400 == 0:
-            words = _date(at).strftime("%-d %b")
+            words = date(at).strftime("%-d %b")
         canvas.text(times(at), y, words, "soft", 11, "middle")
         at += step
 
@@ -550,6 +504,10 @@ def _facts(release: ReleaseReportView) -> list[tuple[str, str]]:
     if release.change is not None and release.change.accuracy is not None:
         rows.append((f"labelled, against {release.change.parent}", change_in_words(
             release.change.accuracy, release.change.low, release.change.high)))  # fmt: skip
+    if release.golden is not None:
+        golden = release.golden
+        words = f"{whole(golden.flips)} of {short(golden.samples)} in {plural(golden.runs, 'run')}"
+        rows.append(("golden samples that flipped", words))
     if release.shadow is not None:
         shadow = release.shadow
         words = f"{short(shadow.disagreements)} of {plural(shadow.pairs, 'pair')}"
@@ -562,19 +520,6 @@ def _facts(release: ReleaseReportView) -> list[tuple[str, str]]:
     rows += [(each.name.replace("_", " "), rate(each.value, each.unit)) for each in release.rates]
     rows += [(each.name.replace("_", " "), whole(each.count)) for each in release.outcomes]
     return rows
-
-
-def rate(value: float, unit: str) -> str:
-    """Return a rate as `97.1%` or `0.31 per hour`."""
-    return percent(value) if unit == "share" else f"{value:.3g} {unit}"
-
-
-def change_in_words(change: float, low: float | None, high: float | None) -> str:
-    """Return a change of a share as `-1.2 points (-2.0 to -0.4)`."""
-    words = f"{100 * change:+.1f} points"
-    if low is None or high is None:
-        return words
-    return f"{words} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _others(canvas: Canvas, box: Box, facts: Sequence[tuple[str, str]]) -> None:
@@ -643,11 +588,6 @@ def _drift(canvas: Canvas, y: float, report: ReportView, release: ReleaseReportV
     canvas.text(left + 128, y + 70, f"{strongest:.2g} Hellinger distance", "soft", 11)
     canvas.close()
     return y + height + GAP
-
-
-def p_in_words(p: float | None) -> str:
-    """Return a probability as `0.031` or `<0.001`."""
-    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 # Cohorts and releases

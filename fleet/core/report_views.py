@@ -142,6 +142,18 @@ class ShadowView(View):
     """The challenger alone was right."""
 
 
+class GoldenView(View):
+    """Whether the installations conform: the release's own samples, run again on devices."""
+
+    runs: int
+    samples: int
+    """Of all runs together."""
+    flips: int
+    """With another class than the expected answer's."""
+    deviating: int
+    """Of which an output left the variant's tolerance."""
+
+
 class ValuesView(View):
     """How far numbers were from the true ones, in their own unit."""
 
@@ -236,6 +248,7 @@ class ReleaseReportView(View):
     calibration: CalibrationView = CalibrationView()
     drift: tuple[DriftView, ...] = ()
     """The strongest first."""
+    golden: GoldenView | None = None
     shadow: ShadowView | None = None
     values: ValuesView | None = None
     outcomes: tuple[OutcomeView, ...] = ()

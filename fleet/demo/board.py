@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fleet.cli import views
+from fleet.cli.words import spaced
 from fleet.core.views import DeviceView, RolloutView, ScoreView
 from wire.twin import DeploymentReport, Phase, Serving
 
@@ -40,7 +41,7 @@ def _phase(device: DeviceView, pairs: int) -> str:
     if not device.deployments:
         return NOTHING
     report = device.deployments[0]
-    word = views.spaced(report.phase)
+    word = spaced(report.phase)
     done = _percent(report, pairs)
     return word if done is None else f"{word} {done}%"
 

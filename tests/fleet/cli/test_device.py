@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from fleet.core.views import EventView, RolloutRequest
+from fleet.cli import views
+from fleet.core.views import EventView, HealthView, RolloutRequest
 from tests.fleet.cli.conftest import Fleet
 from tests.fleet.memory import NOW, MemoryController
+from tests.fleet.samples import sample_device
 
 
 def test_list_shows_who_is_there_and_what_they_serve(run: Fleet) -> None:
@@ -182,3 +184,85 @@ def test_events_are_listed_newest_first(run: Fleet, controller: MemoryController
         "2 h ago  controller  -        started\n"
     )
     assert "started" not in run("events", "--limit", "1").stdout
+
+
+WHOLE_HEALTH = {
+    "uptime_s": 4 * 86_400, "cpu_percent": 41.6, "load_1m": 1.5,
+    "memory_total_bytes": 4 * 2**30, "memory_available_bytes": 2**30,
+    "disk_free_bytes": 5 * 2**30, "disk_total_bytes": 64 * 2**30, "temperature_c": 84.2,
+    "agent_cpu_percent": 0.6, "agent_rss_bytes": 30 * 2**20, "engine_rss_bytes": 60 * 2**20,
+    "engine_restarts": 2, "outbox_waiting": 12, "outbox_dropped": 3, "outbox_merged": 40,
+    "outbox_bytes": 5300, "pressure": {"cpu": 3.2, "memory": 24.0, "io": 0.0},
+    "swap_used_bytes": 2**20, "throttled": True, "network_received_bytes": 3 * 2**30,
+    "network_sent_bytes": 2**30, "clock_synchronised": False, "clock_stepped_s": 3600.5,
+    "agent_pss_bytes": 28 * 2**20, "engine_pss_bytes": 55 * 2**20, "agent_starts": 7,
+    "broker_rtt_ms": 38.4, "battery_percent": 12.0, "battery_charging": False,
+}  # fmt: skip
+
+
+def unwell(controller: MemoryController, id: str, **gauges: object) -> None:
+    device = controller.known_devices[id]
+    health = {**(device.health or {}), **gauges}
+    controller.known_devices[id] = device.model_copy(update={"health": health})
+
+
+def test_show_tells_how_the_device_fares(run: Fleet, controller: MemoryController) -> None:
+    unwell(controller, "cam-1", **WHOLE_HEALTH)
+
+    shown = run("device", "show", "cam-1").stdout
+
+    assert (
+        "  health      cpu 13%, memory 90.0 MiB, disk free 5.0 GiB, 84 °C\n"
+        "  load        machine 42% busy, load 1.50; tasks waited for cpu 3%, io 0%, memory 24%"
+        " of a minute\n"
+        "  memory      1.0 GiB of 4.0 GiB free, swap 1.0 MiB, agent 28.0 MiB PSS,"
+        " engine 55.0 MiB PSS\n"
+        "  disk        5.0 GiB of 64.0 GiB free\n"
+        "  heat        the processor is slowed down\n"
+        "  network     3.0 GiB in and 1.0 GiB out since the machine started, broker answers in"
+        " 38 ms\n"
+        "  clock       not synchronised, set by +3600.5 s in all\n"
+        "  battery     12%, not charging\n"
+        "  telemetry   12 waiting (5.2 KiB), 40 merged, 3 dropped\n"
+        "  starts      agent 7, engine 2 more, machine up for 4 d\n"
+        "  attention   disk 8% left, memory pressure 24%, 84 °C, throttled,"
+        " clock not synchronised, clock set by +3600 s, battery 12%, 3 reports dropped\n"
+    ) in shown
+
+
+def test_a_device_that_is_well_needs_no_attention(run: Fleet, controller: MemoryController) -> None:
+    well = {"clock_synchronised": True, "throttled": False, "battery_percent": 9.0,
+            "battery_charging": True, "disk_total_bytes": 6 * 2**30}  # fmt: skip
+    unwell(controller, "cam-1", **well)
+
+    shown, table = run("device", "show", "cam-1").stdout, run("top", "--once").stdout
+
+    assert "  battery     9%, charging\n" in shown
+    assert "attention" not in shown and "ATTENTION" not in table
+
+
+def test_top_shows_what_is_worth_a_look(run: Fleet, controller: MemoryController) -> None:
+    unwell(controller, "cam-3", temperature_c=91.0, throttled=True)
+    unwell(controller, "cam-2", temperature_c=99.0)
+
+    heads, _, gone, hot = run("top", "--once").stdout.splitlines()[2:6]
+
+    assert heads.endswith("CPU    MEMORY  ATTENTION")
+    assert hot.endswith("13%  90.0 MiB  91 °C, throttled")
+    assert gone.endswith("-         -"), "what it said before it went is old"
+
+
+def test_a_fleet_that_is_larger_than_the_screen_shows_first_who_needs_somebody() -> None:
+    devices = [sample_device(f"cam-{number}") for number in range(100, 400)]
+    calm = [each.model_copy(update={"deployments": ()}) for each in devices]
+    calm[250] = calm[250].model_copy(update={"online": False})
+    calm[150] = calm[150].model_copy(update={"health": {"temperature_c": 90.0}})
+    calm[100] = devices[100]
+    health = HealthView(version="1", broker_url="", broker_connected=True, devices=300,
+                        devices_online=299)  # fmt: skip
+
+    screen = views.top(health, calm, [], room=24)
+
+    assert len(screen) == 24
+    assert [line.split()[0] for line in screen[3:7]] == ["cam-350", "cam-200", "cam-250", "cam-100"]
+    assert screen[-1] == "and 280 more: fleet device list"
