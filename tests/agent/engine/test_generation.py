@@ -115,8 +115,11 @@ def test_a_drain_ends_at_its_deadline(tmp_path: Path, listeners: Listeners) -> N
     with engine(listeners) as started:
         started.serve(Release(tmp_path / "r", onnx_classifier()))
         with socket.create_connection(("127.0.0.1", listeners.port)) as half:
-            half.sendall(b"POST /v2 HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf")
-            eventually(lambda: _established(listeners.port) >= 1)
+            head = b"POST /v2 HTTP/1.1\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+            half.sendall(head)
+            # The engine has taken it, and not only the kernel.
+            assert half.recv(100).startswith(b"HTTP/1.1 100")
+            half.sendall(b"half")
             began = time.monotonic()
             started.drain(deadline_s=1.5)
 
