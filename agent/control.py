@@ -70,6 +70,8 @@ class Serve:
     KIND: ClassVar[str] = "serve"
     invoke_s: float = 30.0
     """As in Load, from here on."""
+    golden_s: float = 0.0
+    """How often the golden samples are run again, while nobody asks; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,29 @@ class Report:
 
     KIND: ClassVar[str] = "report"
     windows: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Keep inputs of `model` that match, a file each; or no more of them, where `count` is 0.
+
+    A file `NAME.sample` in `directory` is a line of JSON, a wire.sample.SampleHead, and the bytes
+    behind it; `NAME.label` the true classes, when they come later; `left_out` counts by reason.
+    Each is written under another name and then renamed.
+    """
+
+    KIND: ClassVar[str] = "capture"
+    request: str
+    model: str
+    kind: str = "random"
+    count: int = 0
+    max_bytes: int = 0
+    """Of all samples of all orders, which lie beside `directory`."""
+    until: int = 0
+    """Unix seconds."""
+    below_percent: int = 60
+    one_in: int = 1
+    directory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +199,9 @@ class Window:
     end: int
     counts: dict[str, Any]
     """requests, errors, drops, latency {bin: n}, predicted, confidence, labelled, correct,
-    confusion, orphan_labels, value_errors {bins: {bin: n}}, and shadow {challenger, pairs, ...}:
-    the increments."""
+    confusion, orphan_labels, and where there are any confidence_sum, calibration, estimate,
+    golden, drift, slo_misses, outcomes, value_errors {bins: {bin: n}}, and shadow {challenger,
+    pairs, ...}: the increments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +251,11 @@ class Hung:
     detail: str
 
 
-ToEngine = Load | Serve | Host | ShadowTo | ShadowStop | Report | Drain
+ToEngine = Load | Serve | Host | ShadowTo | ShadowStop | Report | Capture | Drain
 FromEngine = Ready | Failed | Scores | Note | Hung
 
 _TO_ENGINE: dict[str, type[Any]] = {
-    kind.KIND: kind for kind in (Load, Serve, Host, ShadowTo, ShadowStop, Report, Drain)
+    kind.KIND: kind for kind in (Load, Serve, Host, ShadowTo, ShadowStop, Report, Capture, Drain)
 }
 _FROM_ENGINE: dict[str, type[Any]] = {
     kind.KIND: kind for kind in (Ready, Failed, Scores, Note, Hung)

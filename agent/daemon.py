@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from agent import allocator
 from agent.config import MEBIBYTE, AgentConfig, engine_environ
-from agent.control import ModelSpec
+from agent.control import Capture, ModelSpec
 from agent.core import actions as do
 from agent.core import events as ev
 from agent.core.state import AgentState, Instant, Journal, Settings
@@ -38,6 +39,7 @@ from wire.seal import Verifier
 from wire.topics import Kind, Topic
 
 if TYPE_CHECKING:
+    from agent.shell.capture import Captures
     from agent.shell.metrics import Metrics
 
 log = logging.getLogger("agent")
@@ -88,7 +90,10 @@ class Daemon:
             nonce=self._boot,
             started_at=self._started,
             post=self._post,
+            samples=bool(config.capture.allow),
         )
+        self._captures: Captures | None = None
+        self._serving: int | None = None
         self._state = AgentState(
             Settings(
                 device=config.device,
@@ -107,7 +112,10 @@ class Daemon:
                 memory_bytes=config.engine.memory_mb * MEBIBYTE,
                 memory_reserve_bytes=config.engine.reserve_mb * MEBIBYTE,
                 shared=config.transfer.shared,
-            )
+                consents=frozenset(config.capture.allow),
+            ),
+            # Orders of an earlier run, or what consent was withdrawn of.
+            next_look=0.0 if self._capture_dir.is_dir() else None,
         )
 
     def run(self) -> int:
@@ -232,6 +240,8 @@ class Daemon:
                 self._link.listen(index, own)
             case do.Unlisten(index):
                 self._link.unlisten(index)
+            case do.StartCapture() | do.LookAtSamples() | do.HearSampleAck():
+                self._capture(action)
             case do.Ready():
                 self._notifier.ready()
                 log.info("%s is up, farflung %s", self._config.device, VERSION)
@@ -281,6 +291,9 @@ class Daemon:
                 self._engines.start(replace(action, models=located))
             case do.ServeEngine(generation):
                 self._engines.serve(generation)
+                self._serving = generation
+                if self._captures is not None:
+                    self._tell_engine(self._captures.for_engine())
             case do.StartShadow():
                 self._engines.shadow(action)
             case do.StopShadow(model, champion):
@@ -320,6 +333,50 @@ class Daemon:
             case do.SendOutbox():
                 for kind, _, body in self._outbox.pending(OUTBOX_BATCH):
                     self._send(kind, body)
+
+    @property
+    def _capture_dir(self) -> Path:
+        return self._config.data_dir / "capture"
+
+    def _capture(self, action: do.StartCapture | do.LookAtSamples | do.HearSampleAck) -> None:
+        captures = self._captures or self._open_captures()
+        due: list[tuple[Kind, bytes]] = []
+        match action:
+            case do.StartCapture(request, order):
+                captures.start(request, order)
+                self._tell_engine(each for each in captures.for_engine() if each.request == request)
+            case do.LookAtSamples():
+                for withdrawn in captures.withdraw():
+                    self._post(ev.ConsentWithdrawn(*withdrawn))
+                due = captures.look(time.time(), time.monotonic())
+                if captures.idle:
+                    self._captures = None
+                    self._post(ev.CaptureOver())
+            case do.HearSampleAck(body):
+                due, ended = captures.heard(body, time.monotonic())
+                self._tell_engine(ended)
+        for kind, body in due:
+            self._send(kind, body)
+
+    def _open_captures(self) -> "Captures":
+        from agent.shell.capture import Captures  # only where somebody asked
+
+        capture = self._config.capture
+        self._captures = Captures(
+            self._capture_dir,
+            self._config.device,
+            capture.allow,
+            max_bytes=capture.bytes,
+            days=capture.days,
+            message_bytes=self._config.transfer.max_chunk_bytes,
+        )
+        self._tell_engine(self._captures.for_engine())
+        return self._captures
+
+    def _tell_engine(self, orders: Iterable[Capture]) -> None:
+        for order in orders:
+            if self._serving is not None:
+                self._engines.capture(self._serving, order)
 
     def _sample(self) -> None:
         health = self._probe.sample(self._engines.pids().values())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from agent.control import ModelSpec
 from agent.core.state import Journal
-from wire.command import CommandResult
+from wire.command import CaptureOrder, CommandResult
 from wire.telemetry import Health, ScoreWindow
 from wire.transfer import FetchRequest, Offer
 from wire.twin import Reported
@@ -258,6 +258,26 @@ class SampleHealth:
 
 
 @dataclass(frozen=True, slots=True)
+class StartCapture:
+    """Keep inputs that match an order, and send them; `request` is its command's id."""
+
+    request: str
+    order: CaptureOrder
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtSamples:
+    """Look at what was captured, and send what is due. CaptureOver follows the last of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HearSampleAck:
+    """Take up what the controller has of the samples."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """Tell the service manager that the agent is up."""
 
@@ -310,6 +330,9 @@ Action = (
     | DrainEngine
     | KillEngine
     | SampleHealth
+    | StartCapture
+    | LookAtSamples
+    | HearSampleAck
     | Ready
     | Yield
     | Exit

@@ -251,6 +251,27 @@ class HealthSampled:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleAckCame:
+    """The controller says what it has of the samples, in a document that is still to be read."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentWithdrawn:
+    """What was captured of a model, for one order, is deleted: its consent is gone."""
+
+    model: str
+    request: str
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureOver:
+    """Nothing is captured any more, and nothing is left to be sent."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time passed. Sent when `next_wake` said so, or more often; never harmful."""
 
@@ -289,6 +310,9 @@ Event = (
     | EngineExited
     | ScoresCame
     | HealthSampled
+    | SampleAckCame
+    | ConsentWithdrawn
+    | CaptureOver
     | Ticked
     | StopAsked
 )

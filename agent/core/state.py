@@ -128,6 +128,8 @@ class Settings:
     """What a second engine must leave free to come up beside the first."""
     shared: bool = True
     """Whether to listen to the frames that go to a whole wave."""
+    consents: frozenset[str] = frozenset()
+    """Models of which inputs may be captured and sent, when somebody asks."""
 
 
 Role = Literal["next", "serving", "challenger", "ending"]
@@ -228,6 +230,8 @@ class AgentState:
     next_health: float = 0.0
     next_collect: float = 0.0
     next_tally: float = 0.0
+    next_look: float | None = None
+    """When to look at what was captured; None: nothing is."""
     sequence: int = 0
     """Of the last telemetry item."""
     acked: int = 0

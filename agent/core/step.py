@@ -11,6 +11,8 @@ from agent.core.actions import (
     Action,
     DrainEngine,
     Exit,
+    HearSampleAck,
+    LookAtSamples,
     PublishOnline,
     PublishReported,
     Ready,
@@ -23,8 +25,10 @@ from agent.core.events import (
     BlobStored,
     Booted,
     BundleReady,
+    CaptureOver,
     CommandCame,
     Connected,
+    ConsentWithdrawn,
     DesiredCame,
     Disconnected,
     EngineExited,
@@ -40,6 +44,7 @@ from agent.core.events import (
     MemoryMeasured,
     Refused,
     ReportHeard,
+    SampleAckCame,
     ScoresCame,
     SourceFailed,
     SourceFrame,
@@ -64,6 +69,9 @@ PROGRESS_S = 2.0
 STALLED_S = 10.0
 """Without a byte for this long a fetch has no speed."""
 
+LOOK_S = 5.0
+"""How often what was captured is looked at, while there is an order."""
+
 FIRST_YIELD_S = 60.0
 LAST_YIELD_S = 900.0
 
@@ -78,6 +86,7 @@ def step(state: AgentState, event: Event, now: Instant) -> tuple[AgentState, lis
         serve.ensure_serving(turn)
         deploy.press_on(turn)
         telemetry.on_time(turn)
+        _look_at_samples(turn)
         if now.mono >= turn.state.next_collect:
             ends.collect(turn)
         _publish(turn)
@@ -149,6 +158,13 @@ def _route(turn: Turn, event: Event) -> None:
                 deploy.on_tally(turn, tally)
         case HealthSampled(health):
             telemetry.on_health(turn, health)
+        case SampleAckCame(body):
+            if turn.state.next_look is not None:
+                turn.do(HearSampleAck(body))
+        case ConsentWithdrawn(model, request, deleted):
+            _withdrawn(turn, model, request, deleted)
+        case CaptureOver():
+            turn.state.next_look = None
         case Ticked():
             pass
         case StopAsked():
@@ -303,6 +319,19 @@ def _engine_hung(turn: Turn, event: EngineHung) -> None:
         serve.on_hung(turn, generation, event.model, event.detail)
 
 
+def _withdrawn(turn: Turn, model: str, request: str, deleted: int) -> None:
+    from agent.core import capture  # only where something was captured
+
+    capture.withdrawn(turn, model, request, deleted)
+
+
+def _look_at_samples(turn: Turn) -> None:
+    state, now = turn.state, turn.now.mono
+    if state.next_look is not None and now >= state.next_look:
+        state.next_look = now + LOOK_S
+        turn.do(LookAtSamples())
+
+
 def _stop(turn: Turn) -> None:
     state = turn.state
     state.stopping = True
@@ -372,6 +401,8 @@ def next_wake(state: AgentState, now: Instant) -> float:
             times.append(state.resend_at)
         if state.progress_wanted:
             times.append(state.last_report + PROGRESS_S)
+    if state.next_look is not None:
+        times.append(state.next_look)
     active = state.active()
     if active is not None and active.phase is Phase.PROBATION:
         times.append(state.next_tally)

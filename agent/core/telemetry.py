@@ -13,7 +13,7 @@ from agent.core.actions import (
 )
 from agent.core.turn import Turn
 from wire.codec import DecodeError, validate
-from wire.command import VERBS, Command, CommandResult
+from wire.command import CAPTURE, VERBS, Command, CommandResult
 from wire.telemetry import Health, ScoreWindow
 
 FIRST_RESEND_S = 20.0
@@ -141,8 +141,12 @@ def on_command(turn: Turn, command: Command) -> None:
             _answer(turn, command, "done", "a fresh engine takes over when it is ready")
         else:
             _answer(turn, command, "failed", "no model is installed, so no engine runs")
+    elif command.verb == CAPTURE:
+        from agent.core import capture  # only where somebody asks
+
+        _answer(turn, command, *capture.obey(turn, command))
     else:
-        known = ", ".join(VERBS)
+        known = ", ".join((*VERBS, CAPTURE))
         _answer(turn, command, "refused", f"expected one of {known}, got {command.verb}")
     turn.say(f"command {command.id}: {command.verb}")
 

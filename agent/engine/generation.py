@@ -14,6 +14,7 @@ from typing import Any
 
 from agent import allocator, control
 from agent.control import (
+    Capture,
     Drain,
     Failed,
     Host,
@@ -31,6 +32,7 @@ from agent.engine import memory, priority
 from agent.engine.blame import Blame
 from agent.engine.http import HttpServer
 from agent.engine.model import read_manifest, variant_of
+from agent.engine.rehearsal import Rehearsals
 from agent.engine.runtimes import CannotRunError, cannot_run, ensure_imported
 from agent.engine.served import Served
 from agent.engine.serving import Api
@@ -76,6 +78,7 @@ class Generation:
         self._badness: int | None = None
         """To the kernel when memory runs out, as it was before the trial."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._rehearsing: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         """Obey until the end; return the exit code."""
@@ -115,12 +118,17 @@ class Generation:
                     self._badness = memory.go_first()
                 self._watch(message.invoke_s)
                 _start_trial(message, self._blame, self._tried)
-            case Serve(invoke_s):
+            case Serve(invoke_s, golden_s):
                 self._watchdog.limit_s = invoke_s
                 self._let_go()
                 for one in self._served.values():
                     one.begin()
+                    for note in one.board.notes:
+                        self._say(note)
                 self._http.listen(self._listeners)
+                if golden_s > 0:
+                    rehearsals = Rehearsals(self._served.values(), golden_s, self._say)
+                    self._rehearsing = asyncio.create_task(rehearsals.run())
             case Host():
                 await self._host(message)
             case ShadowTo(model, path, challenger):
@@ -132,6 +140,9 @@ class Generation:
             case ShadowStop(model):
                 if model in self._served:
                     self._served[model].stop_shadow()
+            case Capture(model=model):
+                if model in self._served:
+                    self._served[model].capture(message, self._say)
             case Report(windows):
                 self._report(windows=windows, final=False)
             case Drain():
@@ -198,6 +209,8 @@ class Generation:
     async def _drain(self, order: Drain) -> None:
         if self._http.draining:
             return
+        if self._rehearsing is not None:
+            self._rehearsing.cancel()
         await self._http.drain(order.deadline_s, order.streams_s)
         for served in self._served.values():
             served.stop_shadow()

@@ -188,6 +188,8 @@ def _count(
         served.feed.offer_part(job.part, job.inputs[0], turn.outputs, outcome)
     elif served.feed is not None:
         served.feed.offer(job.inputs, turn.outputs, outcome, job.items)
+    for capture in served.captures:
+        capture.answered(job.id, job.inputs, job.items, classes, tops)
 
 
 def _count_heard(part: Part, served: Served, turn: Turn, outcome: Outcome) -> None:

@@ -1,8 +1,9 @@
 """A model in service, with everything that is kept about it."""
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from agent import control
 from agent.control import Window
 from agent.engine.comparison import Comparison
 from agent.engine.errors import bad_request
@@ -15,6 +16,9 @@ from agent.engine.shadow import Say, ShadowFeed
 from agent.engine.streams import Streams
 from agent.engine.tasks.detection import Box
 from agent.engine.trial import Passed
+
+if TYPE_CHECKING:
+    from agent.engine.capture import Capture
 
 MAX_TRUE_BOXES = 256
 """Of one request."""
@@ -44,6 +48,8 @@ class Served:
         self.comparison: Comparison | None = None
         """The running one or the last."""
         self._unreported: list[Comparison] = []
+        self.captures: tuple[Capture, ...] = ()
+        """Orders to keep some of the inputs; none unless the device consents."""
 
     def begin(self) -> None:
         """Serve from now on: streams of a former generation go on here."""
@@ -61,6 +67,17 @@ class Served:
         self._unreported = [*self._unreported, self.comparison][-MAX_UNREPORTED:]
         self.comparison.champion = self.model.runtime = Metered(self.model.runtime)
         self.feed = ShadowFeed(self.model, path, self.comparison, say)
+
+    def capture(self, order: control.Capture, say: Say) -> None:
+        """Follow an order to keep inputs, or end it."""
+        from agent.engine.capture import Capture  # only where there is an order
+
+        for capture in self.captures:
+            if capture.request == order.request:
+                capture.stop()
+        kept = [one for one in self.captures if one.request != order.request and not one.gone]
+        new = [Capture(order, self.model, say)] if order.count > 0 else []
+        self.captures = (*kept, *new)
 
     def stop_shadow(self) -> None:
         """Stop copying; the comparison stays readable."""

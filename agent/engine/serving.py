@@ -343,6 +343,8 @@ class Api:
                 return _json({"request_id": id, "model": name, **asdict(told)})
             labels = served.read_labels(fields.get("label"))
             served.board.label(id, labels, served.frame_s)
+            for capture in served.captures:
+                capture.labelled(id, labels)
         except UnknownRequestError:
             raise HttpError(404, f"request {id[:80]!r} is not, or no longer, remembered") from None
         return _json({"request_id": id, "model": name, "labelled": len(labels)})

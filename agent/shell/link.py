@@ -29,6 +29,7 @@ from agent.core.events import (
     FramesCame,
     Refused,
     ReportHeard,
+    SampleAckCame,
     TwinSeen,
 )
 from wire import topics
@@ -69,6 +70,7 @@ class Link:
         started_at: int,
         post: Callable[[Event], None],
         resubscribe_s: tuple[float, float] = RESUBSCRIBE_S,
+        samples: bool = False,
     ) -> None:
         """Prepare; `start` connects. `post` may block: that holds the broker back."""
         self._broker = broker
@@ -78,6 +80,8 @@ class Link:
         self._started_at = started_at
         self._post = post
         self._resubscribe_s = resubscribe_s
+        self._samples = samples
+        """Whether this device may be asked for samples."""
         self._random = random.Random()  # noqa: S311 - spreads load, hides nothing
         self._lock = threading.Lock()
         self._indexes: dict[str, bool] = {}
@@ -267,7 +271,7 @@ class Link:
     def _subscribe(self, client: mqtt.Client) -> int | None:
         root = self._broker.root
         with self._lock:
-            filters = topics.device_filters(self._device, root)
+            filters = topics.device_filters(self._device, root, samples=self._samples)
             filters += [self._filter(*each) for each in sorted(self._indexes.items())]
             _, mid = client.subscribe([(text, 0) for text in filters])
             self._subscribing = True
@@ -349,6 +353,8 @@ class Link:
                 ack = decode(Ack, body)
                 self._check_device(ack.device)
                 return AckCame(ack.seq)
+            case Kind.SAMPLE_ACK if self._samples:
+                return SampleAckCame(body)
             case Kind.STATUS:
                 return self._own_status(decode(Status, body), retained=bool(message.retain))
         return None

@@ -58,6 +58,7 @@ class Engines:
         self._post = post
         self._command = command
         self._drain_s = drain_s
+        self._golden_s = config.telemetry.golden_s
         self._unusable: frozenset[str] = frozenset()
         self._children: dict[int, Child] = {}
         self._regions = Regions()
@@ -128,7 +129,7 @@ class Engines:
         """Let a ready generation accept."""
         child = self._children.get(generation)
         if child is not None:
-            child.serve(self._config.invoke_timeout_s)
+            child.serve(self._config.invoke_timeout_s, self._golden_s)
 
     def shadow(self, order: StartShadow) -> None:
         """Let the champion copy its inputs to the challenger."""
@@ -150,6 +151,10 @@ class Engines:
     def ask_scores(self, generation: int, windows: bool) -> None:
         """Ask for counts; ScoresCame follows."""
         self._tell(generation, control.Report(windows))
+
+    def capture(self, generation: int, order: control.Capture) -> None:
+        """Let a generation keep inputs, or keep no more."""
+        self._tell(generation, order)
 
     def drain(self, generation: int, *, streams: bool = False) -> None:
         """Let a generation finish and exit; it is killed when that takes too long.
