@@ -585,7 +585,9 @@ def _drift(canvas: Canvas, y: float, report: ReportView, release: ReleaseReportV
     for part in range(24):
         canvas.rectangle(left + 5 * part, y + 61, 5, 9, "heat", opacity=0.06 + 0.94 * part / 23)
     canvas.text(left - 8, y + 70, "0", "soft", 11, "end")
-    canvas.text(left + 128, y + 70, f"{strongest:.2g} Hellinger distance", "soft", 11)
+    canvas.text(
+        left + 128, y + 70, f"{strongest:.2g} distance beyond chance (Jensen-Shannon)", "soft", 11
+    )
     canvas.close()
     return y + height + GAP
 

@@ -47,6 +47,8 @@ class LabelsView(View):
     """Mean confidence of those with a label."""
     gap: float | None = None
     """The latter less the former: above 0, easy answers get labels more often."""
+    typical: bool | None = None
+    """Whether the gap is no more than chance."""
 
 
 class LatencyView(View):
@@ -101,7 +103,11 @@ class CalibrationView(View):
     """Whether the confidence means what it says."""
 
     error: float | None = None
-    """Expected calibration error."""
+    """Expected calibration error, in shares."""
+    by_chance: float | None = None
+    """What it would be for a perfect calibration with so few labels."""
+    overconfidence: float | None = None
+    """Mean confidence less accuracy."""
     answers: int = 0
     bins: tuple[ReliabilityView, ...] = ()
 
@@ -118,9 +124,9 @@ class DriftView(View):
     q: float | None = None
     """The same, with the share of false discoveries among all features controlled."""
     effect: float | None = None
-    """Hellinger distance, 0 to 1."""
+    """Jensen-Shannon distance beyond what chance brings, 0 to 1; None with too few samples."""
     js: float | None = None
-    """Jensen-Shannon distance, 0 to 1."""
+    """The plain Jensen-Shannon distance."""
     psi: float | None = None
     """Population stability index; for people, no alarm rests on it."""
     nan_share: float = 0.0
@@ -188,7 +194,7 @@ class StepView(View):
     """Of the kinds that have any."""
     latency: LatencyView = LatencyView()
     drift: tuple[tuple[str, float], ...] = ()
-    """(feature, Hellinger distance to the baseline)."""
+    """(feature, effect); features with too few samples are left out."""
 
 
 class CohortView(View):
@@ -250,6 +256,8 @@ class ReleaseReportView(View):
     """The strongest first."""
     golden: GoldenView | None = None
     shadow: ShadowView | None = None
+    epsilon: float | None = None
+    """Differential privacy that all devices together spent on counts of classes; None: none."""
     values: ValuesView | None = None
     outcomes: tuple[OutcomeView, ...] = ()
     rates: tuple[RateView, ...] = ()
