@@ -120,6 +120,13 @@ _events = sa.Table(
     sa.Column("subject", sa.Text),
     sa.Column("text", sa.Text),
 )
+_alert_values = sa.Table(
+    "alert_values",
+    _meta,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("value", sa.LargeBinary),
+)
 
 _DEVICE = TypeAdapter(Device)
 _ROLLOUT = TypeAdapter(Rollout)
@@ -297,6 +304,13 @@ class Store:
         )
         return view, row.expires_at
 
+    def alert_values(self, kind: str) -> list[tuple[str, bytes]]:
+        """Return (id, value) of all that alerts need remembered of this kind."""
+        query = sa.select(_alert_values.c.id, _alert_values.c.value)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.where(_alert_values.c.kind == kind))
+            return [(row.id, row.value) for row in rows]
+
     # ---- what it writes
 
     def add_release(self, release: Release, event: EventView) -> None:
@@ -377,6 +391,20 @@ class Store:
         """Keep a command as it stands."""
         with self._transaction() as connection:
             _upsert(connection, _commands, ["id"], **view.model_dump(), expires_at=expires_at)
+
+    def save_alert_values(self, changes: Iterable[tuple[str, str, bytes | None]]) -> None:
+        """Keep values by (kind, id); None: forget it."""
+        with self._transaction() as connection:
+            for kind, id, value in changes:
+                if value is None:
+                    connection.execute(
+                        sa.delete(_alert_values).where(
+                            _alert_values.c.kind == kind, _alert_values.c.id == id
+                        )
+                    )
+                else:
+                    keys = ["kind", "id"]
+                    _upsert(connection, _alert_values, keys, kind=kind, id=id, value=value)
 
     def add_events(self, events: Sequence[EventView]) -> None:
         """Keep events."""

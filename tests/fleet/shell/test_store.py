@@ -85,12 +85,22 @@ def test_a_store_of_before_manners_is_brought_up_to_date(store: Store) -> None:
     store.close()
     with sqlite3.connect(path) as connection:
         connection.execute("ALTER TABLE assignments DROP COLUMN manners")
+        connection.execute("DROP TABLE alert_values")
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
 
     again = Store(path)
 
     assert again.assignments() == [("cam-1", replace(order, manners=Manners()))]
     again.close()
+
+
+def test_what_alerts_need_is_kept_by_kind_and_forgotten_on_demand(store: Store) -> None:
+    store.save_alert_values([("alert", "a-1", b"x"), ("act", "x-2", b"y"), ("alert", "a-3", b"z")])
+
+    store.save_alert_values([("alert", "a-1", None), ("alert", "a-3", b"Z")])
+
+    assert reopened(store).alert_values("alert") == [("a-3", b"Z")]
+    assert reopened(store).alert_values("act") == [("x-2", b"y")]
 
 
 def test_an_assignment_can_be_taken_away(store: Store) -> None:
@@ -177,7 +187,7 @@ def test_a_store_of_a_newer_version_is_refused_with_a_clear_line(store: Store) -
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
 
-    with pytest.raises(FleetError, match=r"of version 0002 or older, got 9999") as refused:
+    with pytest.raises(FleetError, match=r"of version 0003 or older, got 9999") as refused:
         Store(path)
 
     assert refused.value.next_step == "a newer farflung wrote it: upgrade this one"
