@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+import wire.alert
 import wire.command
 import wire.manifest
 import wire.sample

@@ -29,6 +29,7 @@ class Kind(StrEnum):
     DATA = "data"
     OWN_INDEX = "own_index"
     OWN_DATA = "own_data"
+    ALERTS = "alerts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,13 @@ RULES: dict[Kind, Rule] = {
                          "ChunkFrame"),
     Kind.OWN_DATA: Rule("d/{bucket}/{device}/a/{digest}/data", "controller", 0, False,
                         "ChunkFrame"),
+    Kind.ALERTS: Rule("alerts", "controller", 1, True, "Alerts"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A parsed topic. `owner` is the device id, or the index's digest under `a/`.
+    """A parsed topic. `owner` is the device id, the index's digest under `a/`, or nobody.
 
     `id` is a command's, or the index's digest under a device's own `a/`.
     """
@@ -82,6 +84,8 @@ class Topic:
 
 def build(topic: Topic, root: str = ROOT) -> str:
     """Return the topic string."""
+    if topic.kind is Kind.ALERTS:
+        return f"{root}/alerts"
     if topic.kind in (Kind.INDEX, Kind.DATA):
         return f"{root}/a/{digest_hex(topic.owner)}/{topic.kind}"
     base = device_base(topic.owner, root)
@@ -114,6 +118,8 @@ def parse(text: str, root: str = ROOT) -> Topic | None:
 
 def _parse(levels: list[str]) -> Topic | None:
     match levels:
+        case ["alerts"]:
+            return Topic(Kind.ALERTS, "")
         case ["a", hexed, ("index" | "data") as part]:
             digest = f"sha256:{hexed}"
             digest_hex(digest)

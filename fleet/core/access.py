@@ -10,8 +10,9 @@ from typing import Literal
 
 from wire.topics import ROOT, RULES, Kind, controller_filters
 
-Role = Literal["controller", "device"]
-ROLES: tuple[Role, ...] = ("controller", "device")
+Role = Literal["controller", "device", "observer"]
+ROLES: tuple[Role, ...] = ("controller", "device", "observer")
+"""An observer hears what fires, and says nothing."""
 
 QUEUE_BYTES = 64 * 1024 * 1024
 """What may wait for one slow client."""
@@ -28,9 +29,13 @@ def may_subscribe(role: Role, root: str = ROOT) -> list[str]:
     """Return the filters that `role` may subscribe to."""
     if role == "controller":
         return controller_filters(root)
+    alerts = _filter(RULES[Kind.ALERTS].pattern, root)
+    if role == "observer":
+        return [alerts]
     # Its own status shows a device another agent with its id.
     shared = f"{root}/a/+/+"
-    return [*may_publish("controller", root), _filter(RULES[Kind.STATUS].pattern, root), shared]
+    orders = [each for each in may_publish("controller", root) if each != alerts]
+    return [*orders, _filter(RULES[Kind.STATUS].pattern, root), shared]
 
 
 def mosquitto_acl(root: str = ROOT) -> str:
@@ -51,7 +56,7 @@ def nats_users(passwords: Mapping[Role, str], root: str = ROOT) -> str:
     """
     return "".join(
         f"    {{ user: {role}, password: {_quoted(passwords[role])}, permissions: {{\n"
-        f"      publish: {{ allow: [{_subjects(may_publish(role, root))}] }}\n"
+        f"      publish: {{ {_publishes(may_publish(role, root))} }}\n"
         f"      subscribe: {{ allow: [{_subjects(may_subscribe(role, root))}, {_INTERNAL}] }}\n"
         "    } }\n"
         for role in ROLES
@@ -64,6 +69,11 @@ _INTERNAL = '"$MQTT.sub.>", "$MQTT.deliver.pubrel.>"'
 
 def _filter(pattern: str, root: str) -> str:
     return f"{root}/" + re.sub(r"\{[^}]+\}", "+", pattern)
+
+
+def _publishes(filters: list[str]) -> str:
+    # An empty list would allow everything.
+    return f"allow: [{_subjects(filters)}]" if filters else 'deny: [">"]'
 
 
 def _subjects(filters: list[str]) -> str:

@@ -227,9 +227,11 @@ def _settings(home: Path, port: int) -> _Settings:
                 " text; every device logs in with them",
                 f"restore {path} from a backup, or remove it and configure the devices again",
             ) from None
-        if port in (0, kept.port):
+        if port in (0, kept.port) and kept.passwords.keys() >= set(ROLES):
             return kept
-    passwords = kept.passwords if kept else {role: secrets.token_urlsafe(24) for role in ROLES}
+        port = port or kept.port
+    passwords = {role: secrets.token_urlsafe(24) for role in ROLES}
+    passwords |= kept.passwords if kept else {}
     settings = _Settings(port=port or _free_port(), passwords=passwords)
     _write_secret(path, settings.model_dump_json())
     return settings

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from wire.alert import Alerts
 from wire.bundle import BundleSeal, bundle_bytes, write_bundle
 from wire.codec import Document, decode, encode
 from wire.command import Command, CommandResult
@@ -21,8 +22,8 @@ from wire.twin import Desired, Phase, Reason, Reported, Status
 
 V1 = Path(__file__).parent / "golden/v1"
 PLAIN = [
-    Ack, CaptureReport, CommandResult, DeviceEvent, FetchRequest, Manifest, Reported, Sample,
-    SampleAck, Status,
+    Ack, Alerts, CaptureReport, CommandResult, DeviceEvent, FetchRequest, Manifest, Reported,
+    Sample, SampleAck, Status,
 ]  # fmt: skip
 DEFLATED = [Health, ScoreWindow]
 SEALED = [BundleSeal, Command, Desired]

@@ -29,10 +29,11 @@ ACTS = st.builds(Topic, st.sampled_from([Kind.COMMAND, Kind.RESULT]), IDS, IDS, 
 STATES = st.builds(
     Topic, st.sampled_from(sorted(set(Kind) - {
         Kind.INDEX, Kind.DATA, Kind.OWN_INDEX, Kind.OWN_DATA, Kind.COMMAND, Kind.RESULT,
+        Kind.ALERTS,
     })),
     IDS,
 )  # fmt: skip
-TOPICS = ARTIFACTS | OWN | ACTS | STATES
+TOPICS = ARTIFACTS | OWN | ACTS | STATES | st.just(Topic(Kind.ALERTS, ""))
 ROOTS = st.sampled_from([ROOT, "f", "site-7"])
 
 
@@ -122,5 +123,5 @@ def test_what_is_not_in_the_table_is_none_of_ours(text):
 
 def test_state_is_retained_and_nothing_else_is():
     assert {kind for kind, rule in RULES.items() if rule.retain} == {
-        Kind.DESIRED, Kind.REPORTED, Kind.STATUS,
+        Kind.ALERTS, Kind.DESIRED, Kind.REPORTED, Kind.STATUS,
     }  # fmt: skip
