@@ -236,6 +236,8 @@ class TelemetryConfig(_Table):
     health_s: Seconds = 60
     outbox_bytes: Annotated[int, Field(ge=64 * 1024, le=1024 * MEBIBYTE)] = 4 * MEBIBYTE
     """Room for reports that the controller has not yet acknowledged; then the oldest go."""
+    golden_s: Annotated[int, Field(ge=0, le=30 * 86_400)] = 86_400
+    """How often the golden samples are run again, while no app asks; 0: never."""
 
 
 class CaptureConfig(_Table):

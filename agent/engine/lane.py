@@ -47,6 +47,11 @@ class Lane:
         self._waiting_bytes = 0
         self._worker: ThreadPoolExecutor | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request is run or waits for that."""
+        return self._waiting == 0
+
     def is_quick(self, inputs: list[Array], expected_ms: float | None = None) -> bool:
         """Whether `inputs` may be run on the event loop now."""
         if self._waiting:

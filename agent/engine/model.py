@@ -154,6 +154,15 @@ class Model:
                 runtime = self.runtime.beside(runtime)
         return Listener(self.framing, lambda inputs: self.run(inputs, runtime))
 
+    def apart(self) -> Callable[[list[Array]], list[Array]]:
+        """Return what runs the model in an interpreter of its own, beside the one that serves.
+
+        Raises:
+            Exception: whatever the runtime raises.
+        """
+        runtime = self._another_runtime()
+        return lambda inputs: self.run(inputs, runtime)
+
     def forget(self) -> None:
         """Be as if it had never run: a state that the model hides goes with its interpreter."""
         if self._hides_state:

@@ -38,6 +38,8 @@ class Golden:
 
     inputs: list[Array]
     outputs: list[Array]
+    labels: Array | None = None
+    """The true class of every sample."""
 
     @property
     def samples(self) -> int:
@@ -132,6 +134,7 @@ def read_golden(model: Model) -> Golden | None:
         with np.load(path, allow_pickle=False) as arrays:
             inputs = [arrays[f"input_{place}"] for place in range(len(model.manifest.inputs))]
             outputs = [arrays[f"output_{place}"] for place in range(len(model.manifest.outputs))]
+            labels = arrays["label"] if "label" in arrays.files else None
         lengths = {len(array) for array in (*inputs, *outputs)}
         if len(lengths) != 1 or lengths == {0}:
             raise ValueError(f"expected as many samples in every array, got {sorted(lengths)}")
@@ -139,7 +142,9 @@ def read_golden(model: Model) -> Golden | None:
             _check_samples(spec, array)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise CannotRunError(Reason.BAD_MANIFEST, f"golden samples {file.name}: {error}") from error
-    return Golden(inputs, outputs)
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (len(inputs[0]),)):
+        labels = None  # nothing rests on them
+    return Golden(inputs, outputs, labels)
 
 
 def sample_inputs(model: Model, golden: Golden, place: int) -> list[Array]:
@@ -189,6 +194,14 @@ def conform(model: Model, golden: Golden) -> Conformity:
             f"the same answer to all {golden.samples} golden samples, which differ",
         )
     return found
+
+
+def deviates(model: Model, place: int, outputs: list[Array], expected: list[Array]) -> bool:
+    """Whether an output left the variant's tolerance, or is no such output at all."""
+    try:
+        return _difference(model, place, outputs, expected) > model.variant.golden_tolerance
+    except CannotRunError:
+        return True
 
 
 def _golden_at_hand(model: Model) -> Golden | None:

@@ -140,10 +140,10 @@ class Child:
         except OSError:
             return  # it has ended; its thread says so
 
-    def serve(self, invoke_s: float) -> None:
+    def serve(self, invoke_s: float, golden_s: float) -> None:
         """Let it accept; no run may take longer than `invoke_s` from here on."""
         self._invoke_s = invoke_s
-        self.send(control.Serve(invoke_s))
+        self.send(control.Serve(invoke_s, golden_s))
 
     def drain(self, deadline_s: float, grace_s: float, streams_s: float = 0.0) -> None:
         """Let it finish what it has; kill it when it takes longer."""

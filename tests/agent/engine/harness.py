@@ -21,7 +21,7 @@ from agent import control
 from agent.control import Drain, Failed, Load, ModelSpec, Note, Ready, Report, Scores, Serve
 from tests.agent.engine.models import CLASSES, FEATURES, GOOD
 from wire.codec import encode
-from wire.manifest import Budget, File, Manifest, Quantization, Task, TensorSpec, Variant
+from wire.manifest import Baseline, Budget, File, Manifest, Quantization, Task, TensorSpec, Variant
 
 ANSWER_S = 20.0
 LABELS = ("zero", "one", "two")
@@ -54,6 +54,9 @@ class Release:
     more_outputs: tuple[TensorSpec, ...] = ()
     """Beside the scores, called alike in manifest and model file."""
     budget: Budget | None = None
+    golden_labels: Array | None = None
+    baseline: Baseline | None = None
+    calibration: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,8 @@ class Release:
         golden = None
         if self.golden is not None:
             buffer = io.BytesIO()
-            np.savez(buffer, input_0=self.golden[0], output_0=self.golden[1])
+            more = {} if self.golden_labels is None else {"label": self.golden_labels}
+            np.savez(buffer, input_0=self.golden[0], output_0=self.golden[1], **more)
             golden = self._store("golden.npz", buffer.getvalue())
         self.manifest = Manifest(
             model=self.model,
@@ -91,6 +95,8 @@ class Release:
             labels=labels,
             golden=golden,
             budget=self.budget,
+            baseline=self.baseline,
+            calibration=self.calibration,
         )
         manifest = self._store("manifest.json", encode(self.manifest))
         self.spec = ModelSpec(
@@ -189,11 +195,11 @@ class Engine:
         assert isinstance(answer, Ready | Failed)
         return answer
 
-    def serve(self, *releases: Release, **options: Any) -> Ready:
+    def serve(self, *releases: Release, golden_s: float = 0.0, **options: Any) -> Ready:
         """Load and accept; what follows in time will be answered by this engine."""
         answer = self.load(*releases, **options)
         assert isinstance(answer, Ready), answer
-        self.tell(Serve(options.get("invoke_s", 30.0)))
+        self.tell(Serve(options.get("invoke_s", 30.0), golden_s))
         return answer
 
     def report(self, windows: bool = True) -> Scores:
