@@ -12,8 +12,8 @@ from wire.manifest import FeatureBaseline, Manifest, Quantization, Variant
 MAX_ROWS = 1024
 """Of one request; of larger batches, rows that are evenly spread."""
 
-MAX_WAITING = 32
-"""Requests that wait to be counted: many at a time cost less than each on its own."""
+MAX_WAITING = 256
+"""Samples that wait to be counted: many at a time cost less than each on its own."""
 
 MAX_WAITING_VALUES = 16_384
 
@@ -27,6 +27,8 @@ class Bins:
 
     def add(self, values: Array) -> None:
         """Count values, FP64 (n)."""
+        if not values.size:
+            return
         last = len(self._edges) - 1
         places = np.searchsorted(self._edges, values, "right") - 1
         places[(places < 0) | (places == last)] = last + 1
@@ -52,8 +54,7 @@ class _Feature:
     """In the baseline."""
     measure: Measure
     bins: Bins
-    values: list[float] = field(default_factory=list)
-    """Of whole tensors."""
+    lengths: list[float] = field(default_factory=list)
     first: int = 0
     """Of elements: which of those that are kept of its input is the first."""
 
@@ -79,6 +80,8 @@ class Drift:
         self._features: list[_Feature] = []
         self._rows: dict[int, _Row] = {}
         self._tops: list[float] = []
+        self._samples: dict[int, list[Array]] = {}
+        """Of whole tensors, elements that stand for all, by input: (samples, elements)."""
         self._quantization = [
             theirs.quantization or mine.quantization
             for mine, theirs in zip(manifest.inputs, variant.inputs, strict=True)
@@ -88,9 +91,13 @@ class Drift:
             self._open(number, given, manifest)
         measures = [feature.measure for feature in self._features]
         self.stride = (baseline.every if baseline else None) or stride_of(measures, manifest)
+        self.phase = phase % self.stride
+        """How many requests are taken to have passed already."""
         self._confidence = any(measure.kind == "confidence" for measure in measures)
-        self._whole = sorted({measure.input for measure in measures if measure.of_all})
-        self._seen = phase % self.stride
+        self._texts = [each for each in self._features if each.measure.kind == "length"]
+        for measure in measures:
+            if measure.kind in ("mean", "std"):
+                self._samples[measure.input] = []
         self._waiting = 0
         self._waiting_values = 0
 
@@ -114,16 +121,9 @@ class Drift:
         """Whether there is anything to count."""
         return bool(self._features)
 
-    def see(self, inputs: list[Array], tops: list[float]) -> None:
-        """Take up a request that was answered, if it is its turn."""
-        self._seen += 1
-        if self._seen < self.stride:
-            return
-        self._seen = 0
+    def see(self, inputs: list[Array]) -> None:
+        """Take up the inputs of a request whose turn it is."""
         self._waiting += 1
-        if self._confidence:
-            self._tops += tops if len(tops) <= MAX_ROWS else tops[:: -(-len(tops) // MAX_ROWS)]
-            self._waiting_values += len(tops)
         for place, row in self._rows.items():
             rows = inputs[place]
             rows = rows.reshape(len(rows), -1)
@@ -133,49 +133,91 @@ class Drift:
             kept = rows[:, row.places]
             row.waiting.append(kept)
             self._waiting_values += kept.size
-        for place in self._whole:
-            self._measure(place, inputs[place])
+        for place, samples in self._samples.items():
+            flat = self._one(inputs[place]).reshape(1, -1)
+            # Of a batch one row is a sample.
+            samples.append(kept := flat[:, :: step(flat.size)].copy())
+            self._waiting_values += kept.size
+        for feature in self._texts:
+            measure = feature.measure
+            feature.lengths.append(_length(self._one(inputs[measure.input]), measure.pad))
         if self._waiting >= MAX_WAITING or self._waiting_values >= MAX_WAITING_VALUES:
             self.count()
 
-    def _measure(self, place: int, array: Array) -> None:
-        """Measure one sample of a tensor, of a batch the one whose turn it is."""
-        sample = array[self._waiting % len(array)] if array.ndim > 1 else array
-        mean: float | None = None
-        for feature in self._features:
-            measure = feature.measure
-            if measure.input != place or not measure.of_all:
-                continue
-            if measure.kind == "length":
-                feature.values.append(_length(sample, measure.pad))
-                continue
-            if mean is None:
-                mean, std = mean_and_std(sample, self._quantization[place])
-            feature.values.append(mean if measure.kind == "mean" else std)
+    def see_many(self, given: list[Array]) -> None:
+        """Take up the inputs of requests of one row to a model with one input.
+
+        They are copies: nothing else is kept with them.
+        """
+        if self._texts or len({array.shape for array in given}) != 1 or len(given[0]) != 1:
+            for array in given:
+                self.see([array])
+            return
+        self._waiting += len(given)
+        rows = np.concatenate(given).reshape(len(given), -1)
+        for row in self._rows.values():
+            row.waiting.append(kept := rows[:, row.places])
+            self._waiting_values += kept.size
+        for samples in self._samples.values():
+            samples.append(kept := rows[:, :: step(rows.shape[1])])
+            self._waiting_values += kept.size
+        if self._waiting >= MAX_WAITING or self._waiting_values >= MAX_WAITING_VALUES:
+            self.count()
+
+    def sure(self, tops: list[float]) -> None:
+        """Take up the top scores of requests whose turn it was."""
+        if self._confidence:
+            self._tops += tops if len(tops) <= MAX_ROWS else tops[:: -(-len(tops) // MAX_ROWS)]
+            if len(self._tops) >= MAX_WAITING_VALUES:
+                self.count()
+
+    def _one(self, array: Array) -> Any:
+        """Return one sample of a tensor, of a batch the one whose turn it is."""
+        return array[self._waiting % len(array)] if array.ndim > 1 else array
 
     def count(self) -> None:
         """Catch up: to be done before anything is told."""
-        if not self._waiting:
-            return
-        rows = {place: self._reals(place, row.waiting) for place, row in self._rows.items()}
+        rows = {
+            place: self._reals(place, row.waiting)
+            for place, row in self._rows.items()
+            if row.waiting
+        }
+        spreads = {place: self._spreads(place, waiting) for place, waiting in self._samples.items()}
         for feature in self._features:
             measure = feature.measure
-            if measure.kind == "confidence":
-                values = np.array(self._tops, np.float64)
-            elif measure.of_all:
-                values = np.array(feature.values, np.float64)
-            elif measure.width > 1:
-                group = rows[measure.input][:, feature.first : feature.first + measure.width]
-                none = group.max(axis=1) < 0.5
-                values = np.where(none, -1.0, group.argmax(axis=1).astype(np.float64))
-            else:
-                values = rows[measure.input][:, feature.first] * measure.scale + measure.offset
+            match measure.kind:
+                case "confidence":
+                    values = np.array(self._tops, np.float64)
+                case "length":
+                    values = np.array(feature.lengths, np.float64)
+                    feature.lengths.clear()
+                case "mean" | "std":
+                    values = spreads[measure.input][measure.kind == "std"]
+                case _ if measure.input not in rows:
+                    continue
+                case _ if measure.width > 1:
+                    group = rows[measure.input][:, feature.first : feature.first + measure.width]
+                    none = group.max(axis=1) < 0.5
+                    values = np.where(none, -1.0, group.argmax(axis=1).astype(np.float64))
+                case _:
+                    values = rows[measure.input][:, feature.first] * measure.scale + measure.offset
             feature.bins.add(values)
-            feature.values.clear()
         for row in self._rows.values():
             row.waiting.clear()
         self._tops.clear()
         self._waiting = self._waiting_values = 0
+
+    def _spreads(self, place: int, waiting: list[Array]) -> tuple[Array, Array]:
+        """Return means and deviations of what waits of an input, those of one size together."""
+        means, deviations = [np.empty(0)], [np.empty(0)]
+        while waiting:
+            size = waiting[0].shape[1]
+            alike = [block for block in waiting if block.shape[1] == size]
+            waiting[:] = [block for block in waiting if block.shape[1] != size]
+            mean, deviation = means_and_stds(np.concatenate(alike), self._quantization[place])
+            means.append(mean)
+            deviations.append(deviation)
+        return np.concatenate(means), np.concatenate(deviations)
 
     def _reals(self, place: int, waiting: list[Array]) -> Array:
         return _dequantized(np.concatenate(waiting), self._quantization[place])
@@ -187,15 +229,11 @@ class Drift:
         return {number: counts for number, counts in taken.items() if counts}
 
 
-def mean_and_std(sample: Array, quantization: Quantization | None = None) -> tuple[float, float]:
-    """Return mean and standard deviation of a sample's elements, or of so many as are enough."""
-    flat = sample.ravel()
-    reals = _dequantized(flat[:: step(flat.size)], quantization)
-    # By hand: `mean` and `std` look at what they were given for longer than they compute.
+def means_and_stds(samples: Array, quantization: Quantization | None = None) -> tuple[Array, Array]:
+    """Return mean and standard deviation of every row, FP64 (n); integers dequantized."""
+    reals = _dequantized(samples, quantization)
     with np.errstate(invalid="ignore", over="ignore"):
-        mean = float(np.add.reduce(reals)) / reals.size
-        reals -= mean
-        return mean, float(np.sqrt(np.dot(reals, reals) / reals.size))
+        return reals.mean(axis=1), reals.std(axis=1)
 
 
 def _dequantized(array: Array, quantization: Quantization | None) -> Array:

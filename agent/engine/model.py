@@ -75,6 +75,7 @@ class Model:
             find=find,
         )
         self._step = _step(self.manifest, self.variant, self.scores)
+        self._one_of_many = self.detector is None and self.manifest.stream is None
         self.framing = Framing(self.manifest, self.variant) if self.manifest.stream else None
         """None where every request stands for itself."""
 
@@ -197,6 +198,31 @@ class Model:
         if self.manifest.task.scores_are == "logits":
             tops = 1 / np.exp(reals - tops[:, None]).sum(axis=1)
         return tuple(reals.argmax(axis=1).tolist()), tops.tolist()
+
+    def few_scores(self, outputs: list[Array]) -> Array | None:
+        """Return the scores of one row, if they are few and finite: to be classified later.
+
+        Of those, many at a time cost less than each on its own. None: to be classified at once.
+        """
+        if self.scores is None or not self._one_of_many:
+            return None
+        scores = outputs[self.scores]
+        if not 1 < scores.size <= FEW_SCORES or scores.size != scores.shape[-1]:
+            return None
+        if scores.dtype.kind == "f" and not math.isfinite(sum(scores.ravel().tolist())):
+            return None
+        return scores
+
+    def classify_few(self, waiting: list[Array]) -> tuple[Array, Array]:
+        """Return the class and its score, FP64, of each of what `few_scores` returned."""
+        reals = np.concatenate(waiting).reshape(len(waiting), -1).astype(np.float64)
+        if self._step is not None:
+            scale, zero_point = self._step
+            reals = (reals - zero_point) * scale
+        tops: Array = reals.max(axis=1)
+        if self.manifest.task.scores_are == "logits":
+            tops = 1 / np.exp(reals - tops[:, None]).sum(axis=1)
+        return reals.argmax(axis=1), tops
 
     def _classify_row(self, row: list[float]) -> tuple[tuple[int, ...], list[float]]:
         """Do for one row of few scores, all finite, what `classify` does."""

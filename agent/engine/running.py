@@ -157,13 +157,27 @@ async def _run_later(job: Job, left_s: float | None) -> Response:
 def _answer(job: Job, turn: Turn) -> Response:
     served = job.served
     try:
-        classes, tops = served.model.classify(turn.outputs)
+        scores = served.model.few_scores(turn.outputs)
+        classified = served.model.classify(turn.outputs) if scores is None else None
         response = job.write(job.id, turn.outputs)
     except Exception as error:
         raise _failed(job, error) from error
     written_at = time.perf_counter()
-    response.after = partial(_count, job, turn, classes, tops, written_at)
+    if scores is not None and served.alone:
+        response.after = partial(_note, job, turn, scores, written_at)
+    else:
+        classified = classified or served.model.classify(turn.outputs)
+        response.after = partial(_count, job, turn, *classified, written_at)
     return response
+
+
+def _note(job: Job, turn: Turn, scores: Array, written_at: float) -> None:
+    """Note what was answered, for when there is more of it."""
+    came_at = job.request.came_at
+    job.served.board.noted(job.id, (written_at - came_at) * 1e6, scores, job.inputs)
+    job.statistics.answered(
+        job.rows, (came_at, job.read_at, turn.began_at, turn.ended_at, written_at)
+    )
 
 
 def _count(

@@ -1,7 +1,8 @@
 """What a model answered, how fast and how rightly, as counts since the last report."""
 
+import math
 import zlib
-from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,23 +11,29 @@ from agent.control import ModelSpec, Window
 from agent.engine.comparison import Boxes, Outcome, Sight
 from agent.engine.drift import Drift
 from agent.engine.judging import IOU, BoxJudge, Matches
+from agent.engine.memories import Memories
 from agent.engine.runtimes import Array
 from agent.engine.values import Values
 from wire.manifest import Manifest
-from wire.telemetry import CONFIDENCE_BINS, MILLION, Histogram
-
-MAX_REMEMBERED = 8192
-"""Requests a label can still be given for."""
-
-MAX_REMEMBERED_ROWS = 8 * MAX_REMEMBERED
-"""Of all of them; a box that was found counts as one."""
+from wire.telemetry import CONFIDENCE_BINS, LATENCY_ERROR, MILLION
 
 MAX_CONFUSED = 2048
 """Kinds of confusion counted in one window; `labelled` and `correct` count them all."""
 
 
-MAX_UNCOUNTED = 32
+MAX_UNCOUNTED = 256
 """Answers that wait to be counted: many at a time cost less than each on its own."""
+
+MAX_NUMBERS = 2 * MAX_UNCOUNTED
+"""Latencies and scores that wait after that."""
+
+SMALL_BYTES = 4096
+"""Of inputs that are kept until then."""
+
+Classify = Callable[[list[Array]], tuple[Array, Array]]
+"""Scores of many requests, one row each -> the class of each and its score, FP64."""
+
+LOG_GAMMA = math.log((1 + LATENCY_ERROR) / (1 - LATENCY_ERROR))
 
 NO_INPUTS: list[Array] = []
 
@@ -42,12 +49,18 @@ class LabelError(ValueError):
 class Scoreboard:
     """Counts of one model. Labels join by request id, once each."""
 
-    def __init__(self, spec: ModelSpec, now: int, manifest: Manifest | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        now: int,
+        manifest: Manifest | None = None,
+        classify: Classify | None = None,
+    ) -> None:
         """Begin; the manifest says what is counted beside classes and times."""
         self._spec = spec
         self._start = now
-        self._remembered: OrderedDict[str, Outcome] = OrderedDict()
-        self._rows = 0
+        self._classify = classify
+        self._remembered = Memories()
         task = manifest.task if manifest is not None else None
         self.values = Values(task.tolerance if task is not None else None)
         """True values of answers that have no classes."""
@@ -68,9 +81,17 @@ class Scoreboard:
             drift = Drift(manifest, manifest.variant(spec.variant), phase)
             self.notes = [f"{manifest.ref}: {line}" for line in drift.unknown]
             self._drift = drift if drift else None
-        self._uncounted: list[tuple[Outcome, float]] = []
+        self._uncounted: list[tuple[str, float, Array]] = []
+        self._sample_at = 0 if self._drift is None else self._drift.stride - self._drift.phase
+        """How many will have been noted when the next one comes whose features are counted."""
+        self._set_alarm()
+        self._sampled: list[int] = []
+        """Which of those that were noted are."""
+        self._inputs: list[Array] = []
+        """Of those, as far as they are small."""
+        self._latencies: list[float] = []
         self._tops: list[float] = []
-        """Top scores that wait to be counted."""
+        """Both of requests that were classified and wait to be counted."""
         self._before = 0
         """Requests that were taken already."""
         self._unheard: dict[str, float] = {}
@@ -117,36 +138,97 @@ class Scoreboard:
         outcome = Outcome(id, classes, tops)
         if found is not None:
             outcome.sight = Sight(found)
-        self._uncounted.append((outcome, latency_us))
-        if self._drift is not None:
-            self._drift.see(inputs, tops)
-        if len(self._uncounted) == MAX_UNCOUNTED:
-            self._count()
+        self._requests += 1
+        self._latencies.append(latency_us)
+        if self._is_sampled() and self._drift is not None:
+            self._drift.see(inputs)
+            self._drift.sure(tops)
+        for winner in classes:
+            _add(self._predicted, winner)
+        if classes:
+            self._tops += tops
+            self._remembered.add(outcome)
+        if len(self._latencies) >= MAX_NUMBERS or len(self._tops) >= MAX_NUMBERS:
+            self._count_numbers()
         return outcome
 
-    def _count(self) -> None:
-        """Catch up: to be done before anything else is asked or told here."""
-        for outcome, latency_us in self._uncounted:
-            _add(self._latency, Histogram.bin_of(latency_us))
-            if latency_us > self._slow_us:
-                self._slow += 1
-            for winner in outcome.classes:
-                _add(self._predicted, winner)
-            if outcome.classes:
-                self._tops += outcome.tops
-                self._remember(outcome)
-        self._requests += len(self._uncounted)
-        self._uncounted.clear()
-        if len(self._tops) >= MAX_UNCOUNTED:
-            self._count_tops()
+    def noted(self, id: str, latency_us: float, scores: Array, inputs: list[Array]) -> None:
+        """Count an answer of one row, and classify it, when there are many of them."""
+        uncounted = self._uncounted
+        uncounted.append((id, latency_us, scores))
+        if len(uncounted) == self._wake_at:
+            self._wake(inputs)
 
-    def _count_tops(self) -> None:
+    def _wake(self, inputs: list[Array]) -> None:
+        """Sample what was noted last, or count all that was, or both."""
+        noted = len(self._uncounted)
+        if noted == self._sample_at and self._drift is not None:
+            self._sample_at += self._drift.stride
+            self._sampled.append(noted - 1)
+            if len(inputs) == 1 and inputs[0].nbytes <= SMALL_BYTES:
+                self._inputs.append(inputs[0].copy())
+            else:
+                self._drift.see(inputs)
+        if noted == MAX_UNCOUNTED:
+            self._count()
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        sampled = self._sample_at if self._drift is not None else MAX_UNCOUNTED
+        self._wake_at = min(sampled, MAX_UNCOUNTED)
+
+    def _is_sampled(self) -> bool:
+        """Whether a request that is not noted is one whose features are counted."""
+        if self._drift is None:
+            return False
+        found = self._sample_at == len(self._uncounted) + 1
+        self._sample_at += self._drift.stride - 1 if found else -1
+        self._set_alarm()
+        return found
+
+    def _count(self) -> None:
+        """Catch up with what was noted: to be done before anything else is asked or told here."""
+        if not self._uncounted or self._classify is None:
+            return
+        ids, latencies, waiting = zip(*self._uncounted, strict=True)
+        classes, tops = self._classify(list(waiting))
+        listed: list[float] = tops.tolist()
+        if self._drift is not None and self._sampled:
+            self._drift.sure([listed[place] for place in self._sampled])
+            if self._inputs:
+                self._drift.see_many(self._inputs)
+        for winner, count in enumerate(np.bincount(classes).tolist()):
+            if count:
+                self._predicted[winner] = self._predicted.get(winner, 0) + count
+        self._remembered.add_many(ids, classes.tolist(), listed)
+        self._requests += len(ids)
+        self._uncounted.clear()
+        self._sample_at -= len(ids)
+        self._set_alarm()
+        self._sampled.clear()
+        self._inputs.clear()
+        self._latencies += latencies
+        self._tops += listed
+        if len(self._tops) >= MAX_NUMBERS:
+            self._count_numbers()
+
+    def _count_numbers(self) -> None:
+        """Catch up with latencies and top scores."""
+        if self._latencies:
+            waited = np.array(self._latencies, np.float64)
+            self._latencies.clear()
+            self._slow += int(np.count_nonzero(waited > self._slow_us))
+            # As `Histogram.bin_of`.
+            places = np.ceil(np.log(np.maximum(waited, 1.0)) / LOG_GAMMA).astype(np.int64)
+            for place, count in enumerate(np.bincount(places).tolist()):
+                if count:
+                    self._latency[place] = self._latency.get(place, 0) + count
         if not self._tops:
             return
         tops = np.array(self._tops, np.float64)
         self._tops.clear()
-        places = np.clip((tops * CONFIDENCE_BINS).astype(np.int64), 0, CONFIDENCE_BINS - 1)
-        self._confidence += np.bincount(places, minlength=CONFIDENCE_BINS)
+        places = np.minimum((tops * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
+        self._confidence += np.bincount(np.maximum(places, 0), minlength=CONFIDENCE_BINS)
         # Each is rounded by itself, so that sums do not depend on how windows were cut.
         self._confidence_sum += _millionths(tops)
         if self._calibrated is not None:
@@ -185,7 +267,7 @@ class Scoreboard:
             LabelError: of another number, or there are some already.
         """
         self._count()
-        outcome = self._remembered.get(id)
+        outcome = self._remembered.find(id)
         if outcome is None:
             self._orphan_labels += len(labels)
             raise UnknownRequestError(id)
@@ -223,7 +305,7 @@ class Scoreboard:
             LabelError: it was answered without boxes, of another number of pictures, or told twice.
         """
         self._count()
-        outcome = self._remembered.get(id)
+        outcome = self._remembered.find(id)
         if outcome is None:
             self._orphan_labels += len(true)
             raise UnknownRequestError(id)
@@ -255,12 +337,12 @@ class Scoreboard:
     def remembers(self, id: str) -> bool:
         """Whether a label for this request would find it."""
         self._count()
-        return id in self._remembered or self.values.remembers(id)
+        return self._remembered.find(id) is not None or self.values.remembers(id)
 
     def take(self, now: int, shadow: dict[str, Any] | None) -> Window | None:
         """Return the counts since the last time, or None if nothing happened; start anew."""
         self._count()
-        self._count_tops()
+        self._count_numbers()
         counts: dict[str, Any] = {
             "requests": self._requests,
             "errors": self._errors,
@@ -311,19 +393,9 @@ class Scoreboard:
         _add(self._outcomes, name, int(every))
         self._unheard[name] = every - int(every)
 
-    def _remember(self, outcome: Outcome) -> None:
-        earlier = self._remembered.pop(outcome.id, None)
-        if earlier is not None:
-            self._rows -= earlier.weight
-        self._remembered[outcome.id] = outcome
-        self._rows += outcome.weight
-        while len(self._remembered) > MAX_REMEMBERED or self._rows > MAX_REMEMBERED_ROWS:
-            _, oldest = self._remembered.popitem(last=False)
-            self._rows -= oldest.weight
-
 
 def _millionths(shares: Array) -> int:
-    return int(np.rint(np.clip(shares, 0, 1) * MILLION).astype(np.int64).sum())
+    return int(np.rint(np.minimum(np.maximum(shares, 0.0), 1.0) * MILLION).astype(np.int64).sum())
 
 
 def _add(counts: dict[Any, int], key: Any, count: int = 1) -> None:

@@ -38,7 +38,9 @@ class Served:
         """Both where the model listens, neither where each request stands for itself."""
         if passed.model.framing is not None:
             self.ear, self.streams = Ear(passed.model), Streams(passed.model)
-        self.board = Scoreboard(passed.model.spec, now, passed.model.manifest)
+        self.board = Scoreboard(
+            passed.model.spec, now, passed.model.manifest, passed.model.classify_few
+        )
         self.frame_s: float | None = None
         """How far apart the frames are of a stream that says yes or no; None for any other."""
         if passed.model.framing is not None and passed.model.is_yes_or_no:
@@ -50,6 +52,11 @@ class Served:
         self._unreported: list[Comparison] = []
         self.captures: tuple[Capture, ...] = ()
         """Orders to keep some of the inputs; none unless the device consents."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody else looks at each of its answers."""
+        return self.feed is None and not self.captures
 
     def begin(self) -> None:
         """Serve from now on: streams of a former generation go on here."""
