@@ -13,6 +13,7 @@ import click
 from fleet.cli import views
 from fleet.cli.group import Group
 from fleet.cli.render import answer, console
+from fleet.cli.report import report
 from fleet.cli.session import USAGE, Session, common
 from fleet.cli.words import size
 from fleet.core.errors import FleetError
@@ -44,7 +45,10 @@ class _Task(click.ParamType[str]):
 
 @click.group(cls=Group)
 def model() -> None:
-    """Releases: push, list, show."""
+    """Releases: push, list, show, report."""
+
+
+model.add_command(report)
 
 
 @model.command()

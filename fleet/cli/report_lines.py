@@ -150,6 +150,7 @@ def _labels(release: ReleaseReportView) -> str:
         words.append(
             f"confidence {percent(labels.confidence_labelled)} there and"
             f" {percent(labels.confidence)} in all, gap {100 * labels.gap:+.1f} points"
+            + (": no random sample" if labels.typical is False else "")
         )
     if labels.orphans:
         words.append(f"{plural(labels.orphans, 'label')} came too late")
@@ -160,7 +161,13 @@ def _calibration(release: ReleaseReportView) -> str:
     view = release.calibration
     if view.error is None:
         return ""
-    return f"expected error {view.error:.3f} on {plural(view.answers, 'labelled answer')}"
+    words = f"expected error {percent(view.error)} on {plural(view.answers, 'labelled answer')}"
+    if view.by_chance is not None:
+        words += f" ({percent(view.by_chance)} by chance)"
+    if view.overconfidence is not None:
+        way = "overconfident" if view.overconfidence >= 0 else "underconfident"
+        words += f", {100 * abs(view.overconfidence):.1f} points {way}"
+    return words
 
 
 def _latency(release: ReleaseReportView) -> str:
@@ -215,7 +222,7 @@ def _classes(release: ReleaseReportView) -> Lines:
     rows = sorted(release.classes, key=lambda each: (each.recall is None, each.recall or 0.0))
     shown = [
         (
-            each.name,
+            printable(each.name),
             whole(each.labels),
             percent(each.recall),
             percent(each.precision),
@@ -231,7 +238,7 @@ def _mistakes(release: ReleaseReportView) -> Lines:
     if not release.mistakes:
         return []
     rows = [
-        (each.true, each.answered, whole(each.count), percent(each.share))
+        (printable(each.true), printable(each.answered), whole(each.count), percent(each.share))
         for each in release.mistakes[:10]
     ]
     return table(("TRUE", "TAKEN FOR", ">TIMES", ">OF ITS LABELS"), rows)
@@ -242,7 +249,7 @@ def _drift(release: ReleaseReportView) -> Lines:
         return []
     rows = [
         (
-            each.name,
+            printable(each.name),
             whole(each.samples),
             _number(each.effect, 3),
             _number(each.js, 3),
@@ -272,7 +279,7 @@ def _cohort(each: CohortView) -> tuple[str, ...]:
     if each.drifted is not None:
         drift = f"{each.drifted} moved" + (f": {each.worst_feature}" if each.drifted else "")
     return (
-        each.group or "(none)",
+        printable(each.group) or "(none)",
         whole(each.devices),
         short(each.requests),
         *(accuracy(of_kind(each.accuracy, kind)) for kind in KINDS),
@@ -280,6 +287,11 @@ def _cohort(each: CohortView) -> tuple[str, ...]:
         percent(each.errors / each.requests if each.requests else None, 2),
         drift,
     )
+
+
+def printable(text: str) -> str:
+    """Return what others call things without what would steer a terminal."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def _moved(release: ReleaseReportView) -> str:

@@ -120,6 +120,24 @@ class Books:
         chosen.sort(key=lambda r: (r.manifest.model, -r.manifest.version))
         return [present.release_view(r.manifest, r.digest, r.pushed_at) for r in chosen]
 
+    def reported_on(
+        self, model: str, version: int | None
+    ) -> tuple[list[tuple[Manifest, str]], set[str]]:
+        """Return a release, or all of a model, with digests, the newest first (404).
+
+        With them come the keys of all devices' labels.
+        """
+        if version is not None:
+            chosen = [self.find_release(model, version)]
+        else:
+            chosen = [r for r in self.releases.values() if r.manifest.model == model]
+            chosen.sort(key=lambda r: -r.manifest.version)
+        if not chosen:
+            known = {r.manifest.model for r in self.releases.values()}
+            raise Refusal(404, f"no model {model!r}{nearest(model, known)}", "fleet model list")
+        labels = {key for d in self.census if d.reported for key in d.reported.labels}
+        return [(release.manifest, release.digest) for release in chosen], labels
+
     def bundle_seal(
         self, model: str, version: int, device: str | None, install: bool, token: str
     ) -> BundleSeal:

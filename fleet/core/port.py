@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from fleet.core.report_views import ReportView
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -85,6 +86,15 @@ class ControllerPort(Protocol):
 
     def next_version(self, model: str) -> int:
         """Return the version after the highest one of `model`; 1 when it is new."""
+
+    def model_report(
+        self, model: str, version: int | None, by: str | None, since: str, until: str
+    ) -> ReportView:
+        """Return what is known of a release, or of all of a model, between two times.
+
+        Raises:
+            Refusal: 404, no such model or release; 422, a time or label that makes no sense.
+        """
 
     def devices(self) -> list[DeviceView]:
         """Return every device ever heard of, by id."""

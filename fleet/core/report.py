@@ -139,9 +139,16 @@ def _tells_accuracy(totals: Totals) -> bool:
     return bool(totals.labelled or totals.estimate.samples or totals.golden.samples)
 
 
+def class_names(manifest: Manifest, labels: bytes) -> tuple[str, ...]:
+    """Return what the classes of a release are called in its answers, from its file of labels."""
+    lines = labels.decode("utf-8-sig", errors="replace").rstrip("\r\n").split("\n")
+    called = manifest.task.label_map or {}
+    return tuple(called.get(line.strip(), line.strip()) for line in lines)
+
+
 def report(frame: Frame, material: Material) -> ReportView:
     """Return the report."""
-    views = [_release(material, *each) for each in material.releases[:MAX_RELEASES]]
+    views = [_release(frame, material, *each) for each in material.releases[:MAX_RELEASES]]
     by_version = {view.version: view for view in views}
     changed = [
         view.model_copy(update={"change": _change(frame.model, view, by_version)}) for view in views
@@ -174,7 +181,9 @@ class _Lens:
         return budget.latency_ms if budget is not None else None
 
 
-def _release(material: Material, manifest: Manifest, digest: str) -> ReleaseReportView:
+def _release(
+    frame: Frame, material: Material, manifest: Manifest, digest: str
+) -> ReleaseReportView:
     version = manifest.version
     steps = _by_start(each for each in material.steps if each.totals.version == version)
     devices = [each for each in material.devices if each.version == version]
@@ -196,7 +205,7 @@ def _release(material: Material, manifest: Manifest, digest: str) -> ReleaseRepo
     groups = [each for each in material.groups if each.totals.version == version]
     features = _features(manifest, [totals for _, _, totals in steps])
     lens = replace(lens, designs={each.name: each.design for each in features})
-    cohorts = _cohorts(lens, groups, devices)
+    cohorts = _cohorts(lens, groups, devices) if frame.by is not None else []
     by_step = {
         start: [each for each in every if each.version == version]
         for start, every in material.devices_by_step.items()
@@ -223,7 +232,7 @@ def _release(material: Material, manifest: Manifest, digest: str) -> ReleaseRepo
             "outcomes": tuple(OutcomeView(name=n, count=c)
                               for n, c in sorted(totals.outcomes.items())),
             "rates": tuple(_rates(totals)),
-            "cohorts": cohorts[:MAX_COHORTS],
+            "cohorts": tuple(cohorts[:MAX_COHORTS]),
             "cohorts_left_out": max(0, len(cohorts) - MAX_COHORTS),
             "steps": _steps(lens, steps, by_step),
         }

@@ -27,6 +27,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fleet.core.errors import FleetError
 from fleet.core.port import ControllerPort
+from fleet.core.report_asked import SINCE
+from fleet.core.report_views import ReportView
 from fleet.core.views import ErrorView, Refusal, RolloutRequest, View
 from wire.codec import first_error
 from wire.manifest import Manifest
@@ -108,6 +110,8 @@ class _Handlers:
             Route("/v1/releases/{model}/{version:int}", self.release),
             Route("/v1/releases/{model}/{version:int}/bundle", self.bundle),
             Route("/v1/models/{model}/next-version", self.next_version),
+            Route("/v1/models/{model}/report", self.report),
+            Route("/v1/models/{model}/report.svg", self.report_picture),
             Route("/v1/devices", self.devices),
             Route(device, self.device),
             Route(f"{device}/config", self.device_config),
@@ -171,6 +175,23 @@ class _Handlers:
     def next_version(self, request: Request) -> Response:
         version = self._port.next_version(request.path_params["model"])
         return _json(NextVersionView(version=version))
+
+    def report(self, request: Request) -> Response:
+        return _json(self._report(request))
+
+    def report_picture(self, request: Request) -> Response:
+        from fleet.core.report_page import svg
+
+        return Response(svg(self._report(request)), media_type="image/svg+xml")
+
+    def _report(self, request: Request) -> ReportView:
+        query, model = request.query_params, request.path_params["model"]
+        text = query.get("version")
+        if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 10):
+            raise Refusal(422, f"version: expected a number such as 7, got {text[:40]!r}")
+        version = None if text is None else int(text)
+        since, until = query.get("since", SINCE), query.get("until", "now")
+        return self._port.model_report(model, version, query.get("by"), since, until)
 
     def devices(self, request: Request) -> Response:
         return _json_list(self._port.devices())

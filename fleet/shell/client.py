@@ -11,6 +11,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from fleet.core.errors import FleetError
+from fleet.core.report_views import ReportView
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -121,6 +122,14 @@ class ControllerClient:
         """Return the version that the next release of `model` would have."""
         answer = self._get(f"/v1/models/{_level(model)}/next-version", dict[str, int])
         return answer["version"]
+
+    def model_report(
+        self, model: str, version: int | None, by: str | None, since: str, until: str
+    ) -> ReportView:
+        """Return what is known of a release, or of all of a model, between two times."""
+        asked = {"version": version, "by": by, "since": since, "until": until}
+        params = {name: str(value) for name, value in asked.items() if value is not None}
+        return self._get(f"/v1/models/{_level(model)}/report", ReportView, params=params)
 
     def devices(self) -> list[DeviceView]:
         """Return every device ever heard of, by id."""

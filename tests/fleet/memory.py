@@ -8,7 +8,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from fleet.core import report_asked
 from fleet.core.port import Bundle, ControllerPort
+from fleet.core.report import gather, report
+from fleet.core.report_views import ReportView
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -23,6 +26,7 @@ from fleet.core.views import (
     VariantView,
     WaveView,
 )
+from tests.fleet.records import MemoryRecords
 from wire.ids import check_digest, check_id, digest_of
 from wire.manifest import Manifest
 from wire.twin import Phase, Reason
@@ -69,6 +73,8 @@ class MemoryController(ControllerPort):
     commands: dict[str, CommandView] = field(default_factory=dict)
     happened: list[EventView] = field(default_factory=list)
     aborted: int = 0
+    records: MemoryRecords = field(default_factory=MemoryRecords)
+    class_names: tuple[str, ...] = ()
     bundles: list[tuple[str | None, bool]] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -156,6 +162,18 @@ class MemoryController(ControllerPort):
 
     def next_version(self, model: str) -> int:
         return max((version for name, version in self.kept if name == model), default=0) + 1
+
+    def model_report(
+        self, model: str, version: int | None, by: str | None, since: str, until: str
+    ) -> ReportView:
+        found = [self.release(model, version)] if version else self.releases(model)
+        if not found:
+            raise Refusal(404, f"no model {model!r}", "fleet model list")
+        labels = {key for device in self.known_devices.values() for key in device.labels}
+        frame = report_asked.frame(model, version, by, since, until, int(NOW), labels)
+        known = [(each.manifest, each.digest) for each in found if each.manifest is not None]
+        names = {each.version: self.class_names for each in found}
+        return report(frame, gather(frame, self.records, known, names))
 
     def devices(self) -> list[DeviceView]:
         return [self.known_devices[id] for id in sorted(self.known_devices)]
