@@ -22,12 +22,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fleet.core import report_asked
 from fleet.core.books import MAX_FILES, Books, Release
 from fleet.core.courier import Courier
 from fleet.core.enrolment import agent_toml
 from fleet.core.errors import FleetError
 from fleet.core.ledger import Ledger
 from fleet.core.port import Bundle
+from fleet.core.report import Records, class_names, gather, report
+from fleet.core.report_views import ReportView
 from fleet.core.rollout import (
     Assign,
     Rollout,
@@ -140,6 +143,8 @@ class Controller:
         self._link = Link(broker_url, username, password, self._queue)
         self._blobs = Blobs(data_dir, chunk_bytes)
         self._store = Store(data_dir / "fleet.db")
+        self._telemetry: Records | None = None
+        """Sums by time, which reports are made of."""
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._ended = threading.Event()
 
@@ -244,6 +249,23 @@ class Controller:
     def next_version(self, model: str) -> int:
         """Return the version after the highest one of `model`; 1 when it is new."""
         return self._ask(lambda: self._books.next_version(model))
+
+    def model_report(
+        self, model: str, version: int | None, by: str | None, since: str, until: str
+    ) -> ReportView:
+        """Return what is known of a release, or of all of a model, between two times."""
+        known, labels = self._ask(lambda: self._books.reported_on(model, version))
+        asked = report_asked.frame(model, version, by, since, until, int(time.time()), labels)
+        if self._telemetry is None:
+            raise Refusal(503, "this controller keeps no telemetry by time", "fleet device list")
+        # Here, on the caller's thread: the loop does not wait for it.
+        names = {manifest.version: self._class_names(manifest) for manifest, _ in known}
+        return report(asked, gather(asked, self._telemetry, known, names))
+
+    def _class_names(self, manifest: Manifest) -> tuple[str, ...]:
+        if manifest.labels is None:
+            return ()
+        return class_names(manifest, self._blobs.path(manifest.labels.digest).read_bytes())
 
     def devices(self) -> list[DeviceView]:
         """Return every device ever heard of, by id."""
