@@ -308,3 +308,26 @@ def test_a_bundle_that_makes_no_sense_is_refused(
     push(http)
 
     assert refusal(http.get(address))[0] == status
+
+
+def test_a_report_is_json_and_a_picture(http: httpx.Client) -> None:
+    push(http)
+
+    report = http.get("/v1/models/digits/report", params={"version": 1, "since": "7d"})
+    picture = http.get("/v1/models/digits/report.svg")
+
+    assert [each["version"] for each in report.json()["releases"]] == [1]
+    assert picture.headers["content-type"] == "image/svg+xml"
+    assert picture.text.startswith("<svg ")
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [("version=x", 422), ("version=9", 404), ("since=soon", 422), ("by=sit", 422)],
+)
+def test_a_report_that_makes_no_sense_is_refused(
+    http: httpx.Client, query: str, status: int
+) -> None:
+    push(http)
+
+    assert refusal(http.get(f"/v1/models/digits/report?{query}"))[0] == status
