@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from fleet.workshop.errors import ArtifactError
 from wire.codec import MAX_DOCUMENT_BYTES, encode, first_error
+from wire.features import measure_of
 from wire.manifest import Manifest
 
 
@@ -49,6 +50,11 @@ def checked_manifest(fields: dict[str, Any]) -> Manifest:
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
         raise ArtifactError(f"release: {first_error(error)}; change it and push again") from error
+    for feature in manifest.baseline.features if manifest.baseline else ():
+        try:
+            measure_of(feature.name, manifest)
+        except ValueError as error:
+            raise ArtifactError(f"release: baseline: {error}; change it and push again") from error
     size = len(encode(manifest))
     if size > MAX_DOCUMENT_BYTES:
         raise ArtifactError(
