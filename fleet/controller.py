@@ -24,12 +24,13 @@ from typing import Any, TypeVar
 
 from fleet.core import report_asked
 from fleet.core.books import MAX_FILES, Books, Release
+from fleet.core.cohort import parse_target, select
 from fleet.core.courier import Courier
 from fleet.core.enrolment import agent_toml
 from fleet.core.errors import FleetError
 from fleet.core.ledger import Ledger
 from fleet.core.port import Bundle
-from fleet.core.report import Records, class_names, gather, report
+from fleet.core.report import class_names, gather, report
 from fleet.core.report_views import ReportView
 from fleet.core.rollout import (
     Assign,
@@ -40,6 +41,13 @@ from fleet.core.rollout import (
     resume,
     step,
     supersede,
+)
+from fleet.core.sample_views import (
+    MAX_ASKED,
+    CaptureRequest,
+    CaptureRequestView,
+    Deleted,
+    SampleView,
 )
 from fleet.core.sender import Chunk, Sender
 from fleet.core.views import (
@@ -55,15 +63,19 @@ from fleet.core.views import (
 from fleet.shell.blobs import CHUNK_BYTES, Blobs, Writer
 from fleet.shell.key import read_or_make_key
 from fleet.shell.link import Drained, Heard, Link, LinkDown, LinkUp
+from fleet.shell.samples import Samples
 from fleet.shell.store import Change, DesiredRow, Item, Store
+from fleet.shell.telemetry import Entry, Message, Telemetry
 from wire import VERSION
 from wire.bundle import BundleSeal, bundle_bytes, write_bundle
 from wire.codec import encode
-from wire.command import VERBS, Command, CommandResult
+from wire.command import CAPTURE, VERBS, CaptureOrder, Command, CommandResult
 from wire.ids import ReleaseRef
 from wire.manifest import File, Manifest
+from wire.packing import pack
+from wire.sample import CaptureReport, Sample
 from wire.seal import Sealer
-from wire.telemetry import Ack, Health, ScoreWindow
+from wire.telemetry import Ack, Batch, Health, ScoreWindow
 from wire.topics import Kind, Topic
 from wire.transfer import ChunkFrame, FetchRequest, Offer
 from wire.twin import DeploymentReport, Reported, Status
@@ -94,6 +106,12 @@ DELTA_WAIT_S = 10.0
 
 REISSUE_S = 10.0
 COMMAND_S = 60
+SAMPLES_BYTES = 1024 * 1024 * 1024
+SAMPLES_DAYS = 30
+OLDEST_S = 40 * 86_400.0
+AHEAD_S = 600.0
+"""A device's clock is believed from so long ago to so far ahead of ours."""
+
 CALL_S = 60.0
 MAX_QUEUE = 20_000
 MAX_DEVICES = 100_000
@@ -126,6 +144,8 @@ class Controller:
         device_password: str,
         chunk_bytes: int = CHUNK_BYTES,
         shared: bool = True,
+        samples_bytes: int = SAMPLES_BYTES,
+        samples_days: int = SAMPLES_DAYS,
     ) -> None:
         """Open everything in `data_dir`; nothing is sent before `start`.
 
@@ -143,8 +163,9 @@ class Controller:
         self._link = Link(broker_url, username, password, self._queue)
         self._blobs = Blobs(data_dir, chunk_bytes)
         self._store = Store(data_dir / "fleet.db")
-        self._telemetry: Records | None = None
+        self._telemetry = Telemetry(data_dir / "telemetry.db", self._labels_of)
         """Sums by time, which reports are made of."""
+        self._samples = Samples(data_dir / "samples", samples_bytes, samples_days)
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._ended = threading.Event()
 
@@ -200,6 +221,7 @@ class Controller:
             if isinstance(event, _Call):
                 event.answer.set_exception(_not_running())
         self._blobs.close()
+        self._telemetry.close()
         self._store.close()
 
     # ---- what the API asks, from any thread
@@ -256,8 +278,6 @@ class Controller:
         """Return what is known of a release, or of all of a model, between two times."""
         known, labels = self._ask(lambda: self._books.reported_on(model, version))
         asked = report_asked.frame(model, version, by, since, until, int(time.time()), labels)
-        if self._telemetry is None:
-            raise Refusal(503, "this controller keeps no telemetry by time", "fleet device list")
         # Here, on the caller's thread: the loop does not wait for it.
         names = {manifest.version: self._class_names(manifest) for manifest, _ in known}
         return report(asked, gather(asked, self._telemetry, known, names))
@@ -322,6 +342,37 @@ class Controller:
         """Return a command and its answer as far as it came."""
         return self._ask(lambda: self._command(device, id))
 
+    def request_samples(self, wanted: CaptureRequest) -> list[CaptureRequestView]:
+        """Ask devices for inputs of a model; each answers for itself."""
+        return self._ask(lambda: self._request_samples(wanted))
+
+    def sample_requests(self) -> list[CaptureRequestView]:
+        """Return what was asked for, the newest first."""
+        now = time.time()
+        return [_settled(view, now) for view in self._samples.requests()]
+
+    def samples(
+        self, model: str | None, device: str | None, request: str | None
+    ) -> list[SampleView]:
+        """Return captured inputs (of a model, a device, a request), the newest first."""
+        wanted = {"model": model, "device": device, "request": request}
+        asked = {key: value for key, value in wanted.items() if value is not None}
+        return self._samples.samples(
+            lambda view: all(getattr(view, key) == value for key, value in asked.items())
+        )
+
+    def sample(self, id: str) -> SampleView:
+        """Return one captured input."""
+        return self._samples.sample(id)
+
+    def sample_data(self, id: str) -> bytes:
+        """Return the bytes of a captured input."""
+        return self._samples.data(id)
+
+    def delete_samples(self, id: str) -> Deleted:
+        """Delete a captured input, or a request with all of its own."""
+        return self._ask(lambda: self._samples.delete(id))
+
     def device_config(self, id: str) -> str:
         """Return the text of an `agent.toml` with which a device joins this fleet."""
         return agent_toml(id, self._broker_url, *self._device_login, self.public_key)
@@ -382,6 +433,8 @@ class Controller:
         """Return when there is something to do even if nothing is heard."""
         now = time.time()
         times = [now + IDLE_S, self._prune_at]
+        if self._telemetry.pending():
+            times.append(self._telemetry.merge_at())
         if self._commit_at is not None:
             times.append(self._commit_at)
         if self._books.active():
@@ -409,6 +462,8 @@ class Controller:
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_S
             due.append(partial(self._prune, now))
+        if self._telemetry.merge_due(now):
+            due.append(partial(self._merge, now))
         if self._connected:
             due.append(partial(self._speak, now))
         failed = [each for each in due if not self._guarded(each)]
@@ -478,6 +533,9 @@ class Controller:
             case CommandResult():
                 self._census.hear(id, now)
                 self._hear_result(body)
+            case Sample() | CaptureReport():
+                self._census.hear(id, now)
+                self._hear_sample(body, now)
         if self._census.get(id).clash(now) and not clash:
             self._tell("clash", id, "two agents speak with this id")
         self._unsaved.add(id)
@@ -510,7 +568,22 @@ class Controller:
         known = self._store.command(result.device, result.id)
         if known is not None and known[0].outcome == "waiting":
             answered = {"outcome": result.outcome, "detail": result.detail[:500]}
+            self._samples.answered(result.id, result.outcome, result.detail[:500])
             self._store.save_command(known[0].model_copy(update=answered), known[1])
+
+    def _hear_sample(self, body: Sample | CaptureReport, now: float) -> None:
+        try:
+            ack = (
+                self._samples.reported(body)
+                if isinstance(body, CaptureReport)
+                else self._samples.take(body, now)
+            )
+        except OSError as error:
+            # Not acknowledged: the device sends it again.
+            log.error("samples of %s: %s", body.device, error)
+            return
+        if ack is not None:
+            self._link.publish(Topic(Kind.SAMPLE_ACK, body.device), encode(ack))
 
     # ---- what is decided
 
@@ -630,6 +703,8 @@ class Controller:
             if ledger.restarts(body.boot, body.seq):
                 self._tell("telemetry", body.device, f"counts anew from {body.seq}")
                 self._store.forget_telemetry(body.device)
+        # First: what is in one and not in the other comes again, as it is not acknowledged.
+        self._telemetry.commit(map(_message, items))
         for item in self._store.commit_telemetry(items):
             if item.counts and isinstance(item.body, ScoreWindow):
                 self._books.add_up(item.body)
@@ -676,8 +751,17 @@ class Controller:
         self._store.add_events(self._events)
         self._events = []
 
+    def _merge(self, now: float) -> None:
+        self._telemetry.merge(now)
+
+    def _labels_of(self, device: str) -> dict[str, str]:
+        reported = self._census.get(device).reported
+        return dict(reported.labels) if reported is not None else {}
+
     def _prune(self, now: float) -> None:
         self._store.prune(now)
+        self._telemetry.prune(now)
+        self._samples.prune(now)
         rollouts = self._books.rollouts
         over = [id for id, rollout in rollouts.items() if rollout.status.final]
         gone = over[: max(0, len(rollouts) - MAX_ROLLOUTS)]
@@ -817,9 +901,38 @@ class Controller:
         self._apply([after], orders, [], now)
         return self._books.rollout_view(id, now)
 
-    def _send_command(self, device: str, verb: str) -> CommandView:
+    def _request_samples(self, wanted: CaptureRequest) -> list[CaptureRequestView]:
+        if wanted.version is not None:
+            self._books.find_release(wanted.model, wanted.version)
+        elif not self._books.release_views(wanted.model):
+            raise Refusal(404, f"no model {wanted.model!r}", "fleet model list")
+        devices = select(parse_target(wanted.to), {each.id: each.facts for each in self._census})
+        if len(devices) > MAX_ASKED:
+            text = f"--to: expected at most {MAX_ASKED} devices, got {len(devices)}"
+            raise Refusal(422, text, "fleet samples request MODEL --device ID")
+        return [self._request_sample(device, wanted) for device in sorted(devices)]
+
+    def _request_sample(self, device: str, wanted: CaptureRequest) -> CaptureRequestView:
+        now = time.time()
+        fields = wanted.model_dump(exclude={"to", "for_s"})
+        order = CaptureOrder(**fields, until=int(now) + wanted.for_s)
+        view = CaptureRequestView(
+            id="", device=device, asked_at=now, until=order.until, outcome="offline",
+            **{key: fields[key] for key in ("model", "version", "kind", "count")},
+        )  # fmt: skip
+        if not self._census.get(device).online(now):
+            return view
+        id = f"c-{secrets.token_hex(16)}"
+        view = view.model_copy(update={"id": id, "outcome": "waiting"})
+        self._samples.asked(view)
+        self._send_command(device, CAPTURE, order, id)
+        return view
+
+    def _send_command(
+        self, device: str, verb: str, capture: CaptureOrder | None = None, id: str = ""
+    ) -> CommandView:
         self._books.check_device(device)
-        if verb not in VERBS:
+        if verb not in VERBS and capture is None:
             raise Refusal(422, f"verb: expected one of {', '.join(VERBS)}, got {verb[:40]!r}")
         now = time.time()
         show = f"fleet device show {device}"
@@ -827,11 +940,11 @@ class Controller:
             raise Refusal(503, "the controller has no connection to its broker", "try again")
         if not self._census.get(device).online(now):
             raise Refusal(409, f"{device} is offline, and commands do not wait", show)
-        id = f"c-{secrets.token_hex(8)}"
+        id = id or f"c-{secrets.token_hex(8)}"
         expires_at = int(now) + COMMAND_S
         view = CommandView(id=id, device=device, verb=verb, outcome="waiting")
         self._store.save_command(view, expires_at)
-        command = Command(device=device, id=id, verb=verb, expires_at=expires_at)
+        command = Command(device=device, id=id, verb=verb, expires_at=expires_at, capture=capture)
         self._link.publish(Topic(Kind.COMMAND, device, verb, id), self._sealer.seal(command))
         self._tell("command", device, f"{verb} sent as {id}")
         return view
@@ -844,6 +957,27 @@ class Controller:
         if view.outcome == "waiting" and time.time() > expires_at:
             return view.model_copy(update={"outcome": "expired"})
         return view
+
+
+def _message(item: Item) -> Message:
+    """Return an item as the store of sums by time keeps it."""
+    body = item.body
+    if isinstance(body, ScoreWindow):
+        said, batch = body.end, Batch(device=body.device, windows=(body,))
+    else:
+        said, batch = body.at, Batch(device=body.device, health=(body,))
+    # By the device's clock, if that can be true.
+    likely = item.received_at - OLDEST_S <= said <= item.received_at + AHEAD_S
+    at = said if likely else int(item.received_at)
+    known = item.counts or isinstance(body, Health)
+    return Message(body.device, item.received_at, pack(batch), (Entry(body, at, known),))
+
+
+def _settled(view: CaptureRequestView, now: float) -> CaptureRequestView:
+    """Return a request that no device answered in time as such."""
+    if view.outcome == "waiting" and now > view.asked_at + COMMAND_S:
+        return view.model_copy(update={"outcome": "expired"})
+    return view
 
 
 def _answer(call: _Call) -> None:

@@ -25,6 +25,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from fleet.core.views import Refusal
 from wire.codec import DecodeError, Document, decode
 from wire.command import CommandResult
+from wire.sample import CaptureReport, Sample
 from wire.telemetry import Health, ScoreWindow
 from wire.topics import ROOT, RULES, Kind, Topic, build, controller_filters, parse
 from wire.transfer import FetchRequest
@@ -47,6 +48,8 @@ _BODIES: dict[Kind, type[Document]] = {
     Kind.HEALTH: Health,
     Kind.SCORES: ScoreWindow,
     Kind.RESULT: CommandResult,
+    Kind.SAMPLE: Sample,
+    Kind.CAPTURE: CaptureReport,
 }
 
 

@@ -403,6 +403,25 @@ def test_telemetry_is_acknowledged_once_it_is_stored_and_counted_once(world: Wor
     assert score.p95_ms == pytest.approx(2.0, rel=0.011)
 
 
+def test_a_report_tells_of_a_window_as_soon_as_it_is_acknowledged_and_after_a_restart(
+    world: World,
+) -> None:
+    release = world.push(1)
+    device = world.device("cam-1")
+    now = int(time.time())
+    device.send(window(release, 1).model_copy(update={"start": now - 60, "end": now}))
+    wait_for(lambda: device.acks, "the acknowledgement")
+
+    before = world.controller.model_report(release.model, 1, None, "30d", "now")
+    world.restart_controller()
+    after = world.controller.model_report(release.model, 1, None, "30d", "now")
+
+    [told], [again] = before.releases, after.releases
+    assert (told.requests, again.requests) == (10, 10)
+    [labelled] = [each for each in told.accuracy if each.kind == "labelled"]
+    assert (labelled.samples, labelled.correct) == (10, 9)
+
+
 def test_totals_and_acknowledgements_survive_a_restart(world: World) -> None:
     release = world.push(1)
     device = world.device("cam-1")
