@@ -21,12 +21,14 @@ APART = 2
 """The last bins of a feature are no places on its scale: NaN, then outside of all others."""
 
 FEWEST = 50
-"""Independent samples on either side without which nothing is said."""
+"""Independent samples on either side without which nothing is said; of a stream whose samples
+repeat each other twice as many."""
 
 _EDGE_SAMPLES = 2
 """The outer edges are the reference's extremes: its two samples next to "outside"."""
 _LEAST_EXPECTED = 5.0
 _FEWEST_SLICES = 8
+_REPEATING = 1.5
 _YEAR_WINDOWS_S = 365 * 86_400
 
 
@@ -62,7 +64,8 @@ class FeatureDrift:
     effect: float
     """Jensen-Shannon distance, less what chance brings."""
     part: str
-    """Where the change is the least likely chance: values, NaN or outside."""
+    """Where the change is the least likely chance: `values`, `unseen` (in bins that the
+    reference left empty), `NaN` or `outside`."""
     samples: int
     independent: float
     """How many independent samples those are worth."""
@@ -109,10 +112,11 @@ def feature_drift(
 ) -> FeatureDrift | None:
     """Compare live counts with the reference's; None with too few samples on either side.
 
-    NaN and outside are compared each as a share of all (Fisher's exact test), the bins within
-    by the two-sample chi-square, neighbours pooled until each holds five expected samples on
-    either side. The three are independent when nothing changed, so p is that of the smallest of
-    them. Both samples are random: a reference is never taken for the truth.
+    NaN, outside and bins that the reference left empty are compared each as a share of all
+    (Fisher's exact test), the other bins by the two-sample chi-square, neighbours pooled until
+    each holds five expected samples on either side. These parts are independent when nothing
+    changed, and p is that of the smallest of them. Both samples are random: a reference is never
+    taken for the truth.
 
     `design` is what `design_effect` measured: live counts weigh so many times less. Classes have
     no bins apart: `apart` is 0.
@@ -120,7 +124,7 @@ def feature_drift(
     Raises:
         ValueError: the bins differ in number: the manifest and the agent disagree.
 
-    Source: Cochran 1952 (pooling); Rao and Scott 1981 (design effects); Sidak 1967.
+    Source: Cochran 1952 (pooling); Rao and Scott 1981 (design effects); Sidak 1967; Good 1953.
     """
     if len(reference) != len(live) or len(live) <= apart:
         raise ValueError(
@@ -129,7 +133,9 @@ def feature_drift(
     first, second = sum(reference), sum(live)
     thin = max(1.0, design.effect)
     independent = second / thin
-    if first < samples or independent < samples:
+    # So few runs of samples that repeat each other differ more in length than a mean tells.
+    needed = 2 * samples if thin > _REPEATING else samples
+    if first < samples or independent < needed:
         return None
     parts = _parts(reference, [count / thin for count in live], apart, design)
     part, smallest = min(parts, key=lambda one: one[1])
@@ -140,7 +146,7 @@ def feature_drift(
     effect = math.sqrt(max(0.0, distance**2 - chance))
     p = -math.expm1(len(parts) * math.log1p(-min(smallest, 1 - 1e-16)))
     shown = [f"distance {distance:.3f}, {effect:.3f} beyond chance", f"p = {p:.2g}"]
-    if part != "values":
+    if part in ("NaN", "outside"):
         place = len(live) - (2 if part == "NaN" else 1)
         shown.insert(
             0, f"{part} {_percent(reference[place], first)} -> {_percent(live[place], second)}"
@@ -177,8 +183,22 @@ def _parts(
         if reference[place] or live[place]:
             parts.append((name, _fisher(mine, rest[0], live[place], rest[1])))
         rest = [rest[0] - reference[place], rest[1] - live[place]]
-    parts.append(("values", _chi_square(reference[:kept], live[:kept], design)))
+    bins, counts = reference[:kept], live[:kept]
+    unseen = sum(n for r, n in zip(bins, counts, strict=True) if not r)
+    if unseen and rest[0]:
+        parts.append(("unseen", _fisher(_unseen(bins), rest[0], unseen, rest[1])))
+    parts.append(("values", _chi_square(bins, counts, design)))
     return parts
+
+
+def _unseen(reference: Sequence[int]) -> float:
+    """Return how many reference samples the bins that it left empty may well stand for.
+
+    Good and Turing: as much is missing as was seen once; two standard errors more, and at most
+    one sample a bin.
+    """
+    once, twice = sum(r == 1 for r in reference), sum(r == 2 for r in reference)
+    return min(sum(r == 0 for r in reference), once + 2 * math.sqrt(once + 2 * twice) + 2)
 
 
 def _fisher(mine: float, of_mine: float, theirs: float, of_theirs: float) -> float:
@@ -214,10 +234,11 @@ def _choose(n: int, k: int) -> float:
 
 
 def _chi_square(reference: Sequence[int], live: Sequence[float], design: DesignEffect) -> float:
-    first, second = sum(reference), sum(live)
+    first = sum(reference)
+    second = sum(n for r, n in zip(reference, live, strict=True) if r)
     if first <= 0 or second <= 0:
         return 1.0
-    bins = _pooled(reference, live)
+    bins = _pooled([(r, n) for r, n in zip(reference, live, strict=True) if r])
     freedom = len(bins) - 1
     if freedom < 1:
         return 1.0
@@ -228,18 +249,21 @@ def _chi_square(reference: Sequence[int], live: Sequence[float], design: DesignE
     return f_tail(statistic / freedom, freedom, design.freedom)
 
 
-def _pooled(reference: Sequence[int], live: Sequence[float]) -> list[tuple[float, float]]:
-    """Pool neighbours until each bin holds five expected samples on either side.
+def _pooled(pairs: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """Pool neighbours until the reference expects five samples of each bin, on either side.
 
-    What is expected rests on both samples together, so that pooling does not choose a side.
+    The reference alone decides, for its bins may be quantiles: a rule that looks at the live
+    counts would then favour bins that happen to be full. Only where so many came that no
+    chance explains it, a bin stands for itself whatever was expected.
     """
-    first, second = sum(reference), sum(live)
-    least = _LEAST_EXPECTED * (first + second) / min(first, second)
+    first, second = sum(r for r, _ in pairs), sum(n for _, n in pairs)
+    smaller = min(first, second)
     bins: list[tuple[float, float]] = []
     r = n = 0.0
-    for one, other in zip(reference, live, strict=True):
+    for one, other in pairs:
         r, n = r + one, n + other
-        if r + n >= least:
+        expected, came = r * smaller / first, (r + n) * smaller / (first + second)
+        if expected >= _LEAST_EXPECTED - 1e-9 or came >= 3 * _LEAST_EXPECTED:
             bins.append((r, n))
             r = n = 0.0
     if bins and r + n > 0:
@@ -264,10 +288,17 @@ def design_effect(slices: Iterable[Sequence[int]]) -> DesignEffect:
     """
     rows = [row for row in slices if sum(row)]
     best = DesignEffect()
+    shorter: DesignEffect | None = None
     while len(rows) >= _FEWEST_SLICES:
         measured = _between(rows)
-        if measured is not None and measured.effect > best.effect:
-            best = measured
+        if measured is None:
+            break
+        if shorter is not None:
+            # What slices miss falls with their length, so twice the length misses half.
+            whole = DesignEffect(2 * measured.effect - shorter.effect, measured.freedom / 4)
+            best = max(best, whole, key=lambda one: one.effect)
+        best = max(best, measured, key=lambda one: one.effect)
+        shorter = measured
         rows = [
             [a + b for a, b in zip(one, other, strict=True)]
             for one, other in zip(rows[::2], rows[1::2], strict=False)
