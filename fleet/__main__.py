@@ -17,6 +17,7 @@ COMMANDS = {
     "device": ("fleet.cli.device:device", "Devices: list, show, config, cmd."),
     "rollout": ("fleet.cli.rollout:rollout", "Rollouts: start, status, list, abort."),
     "top": ("fleet.cli.top:top", "The whole fleet at a glance, live."),
+    "monitoring": ("fleet.cli.monitoring:monitoring", "Files for Prometheus and Grafana: write."),
     "events": ("fleet.cli.events:events", "What happened lately."),
     "serve": ("fleet.cli.serve:serve", "Run the controller."),
     "demo": ("fleet.cli.demo:demo", "The whole loop on this machine, from push to accuracy."),

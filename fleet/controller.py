@@ -13,6 +13,7 @@ import random
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -29,6 +30,7 @@ from fleet.core.courier import Courier
 from fleet.core.enrolment import agent_toml
 from fleet.core.errors import FleetError
 from fleet.core.ledger import Ledger
+from fleet.core.metrics import RECENT_S, Ingest, Snapshot
 from fleet.core.port import Bundle
 from fleet.core.report import class_names, gather, report
 from fleet.core.report_views import ReportView
@@ -63,6 +65,7 @@ from fleet.core.views import (
 from fleet.shell.blobs import CHUNK_BYTES, Blobs, Writer
 from fleet.shell.key import read_or_make_key
 from fleet.shell.link import Drained, Heard, Link, LinkDown, LinkUp
+from fleet.shell.metrics import Metrics, Sources
 from fleet.shell.samples import Samples
 from fleet.shell.store import Change, DesiredRow, Item, Store
 from fleet.shell.telemetry import Entry, Message, Telemetry
@@ -76,6 +79,7 @@ from wire.packing import pack
 from wire.sample import CaptureReport, Sample
 from wire.seal import Sealer
 from wire.telemetry import Ack, Batch, Health, ScoreWindow
+from wire.telemetry import Item as TelemetryItem
 from wire.topics import Kind, Topic
 from wire.transfer import ChunkFrame, FetchRequest, Offer
 from wire.twin import DeploymentReport, Reported, Status
@@ -166,6 +170,21 @@ class Controller:
         self._telemetry = Telemetry(data_dir / "telemetry.db", self._labels_of)
         """Sums by time, which reports are made of."""
         self._samples = Samples(data_dir / "samples", samples_bytes, samples_days)
+        self._metrics = Metrics(
+            Sources(
+                snapshot=lambda: self._ask(self._snapshot),
+                totals=self._telemetry.totals,
+                report=self._day_before,
+                device_totals=self._telemetry.totals,
+            )
+        )
+        self._started_at = time.time()
+        self._received: Counter[str] = Counter()
+        """Telemetry items since start, by kind."""
+        self._gaps_passed = 0
+        """Gaps that were given up."""
+        self._clock_odd = 0
+        """Of those, items whose device's clock could not be believed."""
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._ended = threading.Event()
 
@@ -286,6 +305,11 @@ class Controller:
         if manifest.labels is None:
             return ()
         return class_names(manifest, self._blobs.path(manifest.labels.digest).read_bytes())
+
+    def metrics(self, accept: str, device: str | None) -> tuple[bytes, str]:
+        """Return the fleet's metrics, or one device's, as text and its content type."""
+        page = self._metrics.page(accept, device)
+        return page.body, page.content_type
 
     def devices(self) -> list[DeviceView]:
         """Return every device ever heard of, by id."""
@@ -704,7 +728,12 @@ class Controller:
                 self._tell("telemetry", body.device, f"counts anew from {body.seq}")
                 self._store.forget_telemetry(body.device)
         # First: what is in one and not in the other comes again, as it is not acknowledged.
-        self._telemetry.commit(map(_message, items))
+        messages = [_message(item) for item in items]
+        self._telemetry.commit(messages)
+        self._received.update(
+            "windows" if isinstance(item.body, ScoreWindow) else "health" for item in items
+        )
+        self._clock_odd += sum(_said(m.entries[0].item) != m.entries[0].at for m in messages)
         for item in self._store.commit_telemetry(items):
             if item.counts and isinstance(item.body, ScoreWindow):
                 self._books.add_up(item.body)
@@ -734,6 +763,7 @@ class Controller:
             ends = self._ledgers[device].gap_ends()
             if ends is not None and ends <= now:
                 self._ledgers[device].settle(now)
+                self._gaps_passed += 1
                 moved.append(device)
             if self._ledgers[device].gap_ends() is None:
                 self._gaps.discard(device)
@@ -750,6 +780,32 @@ class Controller:
     def _save_events(self) -> None:
         self._store.add_events(self._events)
         self._events = []
+
+    def _snapshot(self) -> Snapshot:
+        """Return what is known at this moment, for metrics."""
+        health = self._health()
+        return Snapshot(
+            at=time.time(),
+            started_at=self._started_at,
+            version=VERSION,
+            broker_connected=self._connected,
+            queue_items=self._queue.qsize(),
+            devices=tuple(self._census),
+            rollouts=tuple(self._books.rollouts.values()),
+            releases=tuple(self._books.releases.values()),
+            chunks_sent=health.chunks_published,
+            chunk_bytes_sent=health.chunk_bytes_published,
+            chunks_refused=health.chunks_refused,
+            ingest=Ingest(
+                received=dict(self._received),
+                dropped=dict(self._link.dropped),
+                gaps=self._gaps_passed,
+                clock_odd=self._clock_odd,
+            ),
+        )
+
+    def _day_before(self, model: str, at: float) -> ReportView:
+        return self.model_report(model, None, None, str(int(at) - RECENT_S), str(int(at)))
 
     def _merge(self, now: float) -> None:
         self._telemetry.merge(now)
@@ -962,15 +1018,21 @@ class Controller:
 def _message(item: Item) -> Message:
     """Return an item as the store of sums by time keeps it."""
     body = item.body
+    said = _said(body)
     if isinstance(body, ScoreWindow):
-        said, batch = body.end, Batch(device=body.device, windows=(body,))
+        batch = Batch(device=body.device, windows=(body,))
     else:
-        said, batch = body.at, Batch(device=body.device, health=(body,))
+        batch = Batch(device=body.device, health=(body,))
     # By the device's clock, if that can be true.
     likely = item.received_at - OLDEST_S <= said <= item.received_at + AHEAD_S
     at = said if likely else int(item.received_at)
     known = item.counts or isinstance(body, Health)
     return Message(body.device, item.received_at, pack(batch), (Entry(body, at, known),))
+
+
+def _said(body: TelemetryItem) -> int:
+    """Return when an item happened by its device's clock."""
+    return body.end if isinstance(body, ScoreWindow) else body.at
 
 
 def _settled(view: CaptureRequestView, now: float) -> CaptureRequestView:

@@ -96,6 +96,13 @@ class ControllerPort(Protocol):
             Refusal: 404, no such model or release; 422, a time or label that makes no sense.
         """
 
+    def metrics(self, accept: str, device: str | None) -> tuple[bytes, str]:
+        """Return metrics for a Prometheus, of the fleet or of one device: text, content type.
+
+        Raises:
+            Refusal: 404, no such device.
+        """
+
     def devices(self) -> list[DeviceView]:
         """Return every device ever heard of, by id."""
 

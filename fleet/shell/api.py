@@ -102,6 +102,8 @@ class _Handlers:
     def routes(self) -> list[Route]:
         device, rollout = "/v1/devices/{id}", "/v1/rollouts/{id}"
         return [
+            Route("/metrics", self.metrics),
+            Route("/metrics/device/{id}", self.metrics),
             Route("/v1/health", self.health),
             Route("/v1/blobs/{digest}", self.has_blob, methods=["HEAD"]),
             Route("/v1/blobs/{digest}", self.put_blob, methods=["PUT"]),
@@ -125,6 +127,11 @@ class _Handlers:
             Route(f"{rollout}/abort", self.abort_rollout, methods=["POST"]),
             Route("/v1/events", self.events),
         ]
+
+    def metrics(self, request: Request) -> Response:
+        accept, device = request.headers.get("accept", ""), request.path_params.get("id")
+        body, content_type = self._port.metrics(accept, device)
+        return Response(body, headers={"content-type": content_type})
 
     def health(self, request: Request) -> Response:
         return _json(self._port.health())

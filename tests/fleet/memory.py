@@ -175,6 +175,11 @@ class MemoryController(ControllerPort):
         names = {each.version: self.class_names for each in found}
         return report(frame, gather(frame, self.records, known, names))
 
+    def metrics(self, accept: str, device: str | None) -> tuple[bytes, str]:
+        if device is not None and device not in self.known_devices:
+            raise Refusal(404, f"no device {device!r}", "fleet device list")
+        return b"# EOF\n", "text/plain"
+
     def devices(self) -> list[DeviceView]:
         return [self.known_devices[id] for id in sorted(self.known_devices)]
 

@@ -1,0 +1,1 @@
+"""Files for Prometheus, Alertmanager and Grafana: `fleet monitoring write`."""
