@@ -222,9 +222,14 @@ class Controller:
         """The 32 bytes that devices verify this controller's orders with."""
         return self._sealer.public
 
-    def start(self) -> None:
-        """Start the loop and the connection to the broker."""
+    def begin(self) -> None:
+        """Start the loop: it answers its API, and devices neither hear nor are heard yet."""
         self._thread.start()
+
+    def start(self) -> None:
+        """Start the loop, unless it began, and the connection to the broker."""
+        if not self._thread.is_alive():
+            self.begin()
         self._link.start()
 
     def stop(self) -> None:

@@ -209,6 +209,7 @@ def _controller(
     with ExitStack() as stack:
         # The API first: a taken port must be known before the controller speaks to devices.
         stack.callback(controller.stop)
+        controller.begin()
         api = serve_api(build_app(controller), host, port)
         stack.callback(api.stop)
         controller.start()
