@@ -251,13 +251,6 @@ class CaptureConfig(_Table):
     """Then what was not sent is deleted."""
 
 
-class PrivacyConfig(_Table):
-    """How much of what the models answered may be learnt from the counts."""
-
-    epsilon: Annotated[float, Field(ge=0.001, le=100)] | None = None
-    """Class counts get noise so that one answer more or less costs this much a window."""
-
-
 class TransferConfig(_Table):
     """How artifacts are fetched."""
 
@@ -330,7 +323,6 @@ class AgentConfig(_Table):
     retention: RetentionConfig = RetentionConfig()
     metrics: MetricsConfig = MetricsConfig()
     capture: CaptureConfig = CaptureConfig()
-    privacy: PrivacyConfig = PrivacyConfig()
     pipeline: tuple[dict[str, Any], ...] = ()
     """As `agent.pipeline_config` checked and completed them, for the process that runs them."""
 

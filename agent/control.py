@@ -126,7 +126,8 @@ class Capture:
     KIND: ClassVar[str] = "capture"
     request: str
     model: str
-    kind: str = "random"
+    which: str = "random"
+    """A wire.command.CaptureKind; the line itself has a `kind`."""
     count: int = 0
     max_bytes: int = 0
     """Of all samples of all orders, which lie beside `directory`."""

@@ -16,6 +16,10 @@ COMMANDS = {
     "model": ("fleet.cli.model:model", "Releases: push, list, show."),
     "device": ("fleet.cli.device:device", "Devices: list, show, config, cmd."),
     "rollout": ("fleet.cli.rollout:rollout", "Rollouts: start, status, list, abort."),
+    "samples": (
+        "fleet.cli.samples:samples",
+        "Captured inputs: request, list, show, fetch, delete.",
+    ),
     "top": ("fleet.cli.top:top", "The whole fleet at a glance, live."),
     "monitoring": ("fleet.cli.monitoring:monitoring", "Files for Prometheus and Grafana: write."),
     "events": ("fleet.cli.events:events", "What happened lately."),

@@ -101,7 +101,7 @@ class Capture:
         """Take an input that was answered, if it is one of those asked for."""
         if self.over:
             return
-        match self._order.kind:
+        match self._order.which:
             case "uncertain":
                 if not tops:
                     self._leave_out("no scores")
@@ -201,7 +201,7 @@ class Capture:
             "version": spec.version,
             "manifest": spec.manifest,
             "variant": spec.variant,
-            "kind": self._order.kind,
+            "kind": self._order.which,
             "at": taken.at,
             "digest": digest_of(taken.data),
             "size_bytes": len(taken.data),

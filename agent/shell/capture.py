@@ -176,7 +176,7 @@ class Captures:
                 yield control.Capture(
                     request=order.request,
                     model=order.asked.model,
-                    kind=order.asked.kind,
+                    which=order.asked.kind,
                     count=order.asked.count - order.captured,
                     max_bytes=self._max_bytes,
                     until=order.asked.until,

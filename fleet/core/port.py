@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fleet.core.report_views import ReportView
+from fleet.core.sample_views import CaptureRequest, CaptureRequestView, Deleted, SampleView
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -160,6 +161,42 @@ class ControllerPort(Protocol):
 
     def command(self, device: str, id: str) -> CommandView:
         """Return a command and its answer as far as it came.
+
+        Raises:
+            Refusal: 404.
+        """
+
+    def request_samples(self, wanted: CaptureRequest) -> list[CaptureRequestView]:
+        """Ask devices for inputs of a model; each answers for itself.
+
+        Raises:
+            Refusal: 404, no such model; 422, a target that makes no sense, or too many devices.
+        """
+
+    def sample_requests(self) -> list[CaptureRequestView]:
+        """Return what was asked for, the newest first."""
+
+    def samples(
+        self, model: str | None, device: str | None, request: str | None
+    ) -> list[SampleView]:
+        """Return captured inputs (of a model, a device, a request), the newest first."""
+
+    def sample(self, id: str) -> SampleView:
+        """Return one captured input.
+
+        Raises:
+            Refusal: 404.
+        """
+
+    def sample_data(self, id: str) -> bytes:
+        """Return the bytes of a captured input.
+
+        Raises:
+            Refusal: 404; 409, it is still on its way.
+        """
+
+    def delete_samples(self, id: str) -> Deleted:
+        """Delete a captured input, or a request with all of its own.
 
         Raises:
             Refusal: 404.

@@ -29,6 +29,7 @@ from fleet.core.errors import FleetError
 from fleet.core.port import ControllerPort
 from fleet.core.report_asked import SINCE
 from fleet.core.report_views import ReportView
+from fleet.core.sample_views import CaptureRequest
 from fleet.core.views import ErrorView, Refusal, RolloutRequest, View
 from wire.codec import first_error
 from wire.manifest import Manifest
@@ -126,6 +127,12 @@ class _Handlers:
             Route(f"{rollout}/resume", self.resume_rollout, methods=["POST"]),
             Route(f"{rollout}/abort", self.abort_rollout, methods=["POST"]),
             Route("/v1/events", self.events),
+            Route("/v1/samples", self.samples),
+            Route("/v1/samples/requests", self.sample_requests),
+            Route("/v1/samples/requests", self.request_samples, methods=["POST"]),
+            Route("/v1/samples/{id}", self.sample),
+            Route("/v1/samples/{id}", self.delete_samples, methods=["DELETE"]),
+            Route("/v1/samples/{id}/data", self.sample_data),
         ]
 
     def metrics(self, request: Request) -> Response:
@@ -240,6 +247,28 @@ class _Handlers:
         wanted = AbortRequest.model_validate(await _body(request))
         id = request.path_params["id"]
         return _json(await run_in_threadpool(self._port.abort_rollout, id, wanted.reason))
+
+    def samples(self, request: Request) -> Response:
+        query = request.query_params
+        found = self._port.samples(query.get("model"), query.get("device"), query.get("request"))
+        return _json_list(found)
+
+    def sample_requests(self, request: Request) -> Response:
+        return _json_list(self._port.sample_requests())
+
+    async def request_samples(self, request: Request) -> Response:
+        wanted = CaptureRequest.model_validate(await _body(request))
+        return _json_list(await run_in_threadpool(self._port.request_samples, wanted))
+
+    def sample(self, request: Request) -> Response:
+        return _json(self._port.sample(request.path_params["id"]))
+
+    def sample_data(self, request: Request) -> Response:
+        data = self._port.sample_data(request.path_params["id"])
+        return Response(data, media_type="application/octet-stream")
+
+    def delete_samples(self, request: Request) -> Response:
+        return _json(self._port.delete_samples(request.path_params["id"]))
 
     def events(self, request: Request) -> Response:
         text = request.query_params.get("limit", "50")

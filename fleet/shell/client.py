@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fleet.core.errors import FleetError
 from fleet.core.report_views import ReportView
+from fleet.core.sample_views import CaptureRequest, CaptureRequestView, Deleted, SampleView
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -178,6 +179,32 @@ class ControllerClient:
         """Call a rollout off and take its devices back."""
         path = f"/v1/rollouts/{_level(id)}/abort"
         return self._read(self._send("POST", path, json={"reason": reason}), RolloutView)
+
+    def request_samples(self, wanted: CaptureRequest) -> list[CaptureRequestView]:
+        """Ask devices for inputs of a model."""
+        answer = self._send("POST", "/v1/samples/requests", json=wanted.model_dump(mode="json"))
+        return self._read(answer, list[CaptureRequestView])
+
+    def sample_requests(self) -> list[CaptureRequestView]:
+        """Return what was asked for, the newest first."""
+        return self._get("/v1/samples/requests", list[CaptureRequestView])
+
+    def samples(self, **wanted: str | None) -> list[SampleView]:
+        """Return captured inputs (of a `model`, `device`, `request`), the newest first."""
+        params = {key: value for key, value in wanted.items() if value is not None}
+        return self._get("/v1/samples", list[SampleView], params=params)
+
+    def sample(self, id: str) -> SampleView:
+        """Return one captured input."""
+        return self._get(f"/v1/samples/{_level(id)}", SampleView)
+
+    def sample_data(self, id: str) -> bytes:
+        """Return the bytes of a captured input."""
+        return self._send("GET", f"/v1/samples/{_level(id)}/data").content
+
+    def delete_samples(self, id: str) -> Deleted:
+        """Delete a captured input, or a request with all of its own."""
+        return self._read(self._send("DELETE", f"/v1/samples/{_level(id)}"), Deleted)
 
     def events(self, limit: int) -> list[EventView]:
         """Return what happened lately, the newest first."""

@@ -267,7 +267,7 @@ def test_a_stopped_api_is_gone(controller: MemoryController) -> None:
 
 def test_the_documentation_lists_every_address_and_no_other() -> None:
     page = Path(__file__).parents[3] / "docs" / "http.md"
-    rows = re.findall(r"^\| (GET|HEAD|PUT|POST) \| `([^`]+)` \|", page.read_text(), re.M)
+    rows = re.findall(r"^\| (DELETE|GET|HEAD|PUT|POST) \| `([^`]+)` \|", page.read_text(), re.M)
 
     routes = [route for route in build_app(MemoryController()).routes if isinstance(route, Route)]
 
