@@ -22,7 +22,7 @@ APART = 2
 
 FEWEST = 50
 """Independent samples on either side without which nothing is said; of a stream whose samples
-repeat each other twice as many."""
+repeat each other four times as many."""
 
 _EDGE_SAMPLES = 2
 """The outer edges are the reference's extremes: its two samples next to "outside"."""
@@ -134,7 +134,7 @@ def feature_drift(
     thin = max(1.0, design.effect)
     independent = second / thin
     # So few runs of samples that repeat each other differ more in length than a mean tells.
-    needed = 2 * samples if thin > _REPEATING else samples
+    needed = 4 * samples if thin > _REPEATING else samples
     if first < samples or independent < needed:
         return None
     parts = _parts(reference, [count / thin for count in live], apart, design)

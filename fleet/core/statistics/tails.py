@@ -1,6 +1,6 @@
 """Tails and quantiles of the few distributions that verdicts rest on.
 
-All are accurate to about 1e-12, relative for tails, which tests compare with SciPy's.
+All are accurate to about 1e-12, relative for tails; tests compare them with closed forms.
 
 Source: Press et al. 2007, "Numerical Recipes", chapter 6 (series and continued fractions).
 """
