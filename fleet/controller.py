@@ -821,7 +821,8 @@ class Controller:
 
     def _prune(self, now: float) -> None:
         self._store.prune(now)
-        self._telemetry.prune(now)
+        if self._telemetry.prune(now):
+            self._prune_at = now + RETRY_S  # there is more
         self._samples.prune(now)
         rollouts = self._books.rollouts
         over = [id for id, rollout in rollouts.items() if rollout.status.final]

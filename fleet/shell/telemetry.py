@@ -57,7 +57,8 @@ WINDOW, HEALTH, EVENT, IGNORED = range(4)
 class Retention:
     """How long what is kept."""
 
-    raw_s: float = 48 * HOUR_S
+    raw_s: float = 7 * DAY_S
+    """As long as a repeat is known as one."""
     hours_s: float = 30 * DAY_S
     days_s: float = 730 * DAY_S
     events_s: float = 90 * DAY_S

@@ -157,7 +157,7 @@ def test_what_is_old_goes_and_the_sums_of_its_days_stay(telemetry: Telemetry) ->
     telemetry.commit(messages([("cam-1", 60, 1, 1), ("cam-2", 120, 1, 3)]))
     telemetry.merge(float(T0))
 
-    telemetry.prune(T0 + 3 * DAY_S)
+    telemetry.prune(T0 + 9 * DAY_S)
 
     assert telemetry.windows("cam-1") == []
     assert [each.totals.requests for each in telemetry.slices(Query("digits"))] == [40]
