@@ -1,7 +1,7 @@
 """What can be asked of the telemetry that the controller keeps, and what comes back."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fleet.core.scores import Totals
 
@@ -38,8 +38,7 @@ class Slice:
     totals: Totals
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceCounts:
+class DeviceCounts(NamedTuple):
     """What one variant of one release did on one device, in numbers alone."""
 
     device: str

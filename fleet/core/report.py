@@ -5,9 +5,10 @@ devices is made of devices (statistics/intervals.py). Accuracy has three names, 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from operator import add
+from typing import Any, Protocol
 
 from fleet.core.query import DeviceCounts, Query, Slice, Step
 from fleet.core.report_views import (
@@ -100,8 +101,8 @@ class Material:
     """By release and group, over the whole time; none without `by`, and none by device."""
     devices: Sequence[DeviceCounts] = ()
     """By device and release, over the whole time, with their group."""
-    devices_by_step: Mapping[int, Sequence[DeviceCounts]] = field(default_factory=dict)
-    """Start of a step -> by device and release."""
+    accuracies: Mapping[tuple[int, int], Sequence[AccuracyView]] = field(default_factory=dict)
+    """(version, start of a step) -> those of the kinds that have any."""
 
 
 class Records(Protocol):
@@ -110,8 +111,13 @@ class Records(Protocol):
     def slices(self, query: Query, step: Step | None) -> list[Slice]:
         """Return the sums of windows by release, group and step."""
 
-    def devices(self, query: Query) -> list[DeviceCounts]:
-        """Return the counts of each device."""
+    def devices_by_step(
+        self, query: Query, step: Step
+    ) -> Iterator[tuple[int, Sequence[DeviceCounts]]]:
+        """Yield the start of a step and the counts of each device in it, for one release.
+
+        Each release and step comes once, as far as anything was counted.
+        """
 
 
 def gather(
@@ -123,20 +129,32 @@ def gather(
     """Return what a report is made of."""
     label = None if frame.by == "device" else frame.by
     query = Query(frame.model, frame.version, frame.since, frame.until)
-    steps = records.slices(query, "hour" if frame.step_s == HOUR_S else "day")
-    devices = records.devices(replace(query, by=label))
+    step: Step = "hour" if frame.step_s == HOUR_S else "day"
+    steps = records.slices(query, step)
+    devices: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    accuracies = {}
+    lenses = {each.version: _Lens.of(each, steps) for each, _ in releases}
+    # A step at a time: all of them together are more than a controller's memory may hold.
+    for start, counts in records.devices_by_step(replace(query, by=label), step):
+        for each in counts:
+            key, numbers = each[:_NAMED], each[_NAMED:]
+            known = devices.get(key)
+            devices[key] = numbers if known is None else tuple(map(add, known, numbers))
+        lens = lenses.get(counts[0].version) if counts else None
+        if lens is not None:
+            told = _accuracies(lens.manifest, counts, lens.samples)
+            accuracies[lens.manifest.version, start] = [
+                each for each in told if each.accuracy is not None
+            ]
+    whole = [DeviceCounts(*key, *devices[key]) for key in sorted(devices)]
     if frame.by == "device":
-        devices = [replace(each, group=each.device) for each in devices]
-    by_step = {
-        start: records.devices(replace(query, since=start, until=start + frame.step_s))
-        for start in sorted({each.start for each in steps if _tells_accuracy(each.totals)})
-    }
+        whole = [each._replace(group=each.device) for each in whole]
     groups = records.slices(replace(query, by=label), None) if label is not None else []
-    return Material(releases, labels, steps, groups, devices, by_step)
+    return Material(releases, labels, steps, groups, whole, accuracies)
 
 
-def _tells_accuracy(totals: Totals) -> bool:
-    return bool(totals.labelled or totals.estimate.samples or totals.golden.samples)
+_NAMED = DeviceCounts._fields.index("requests")
+"""How many fields of DeviceCounts are names; the rest are numbers that add up."""
 
 
 def class_names(manifest: Manifest, labels: bytes) -> tuple[str, ...]:
@@ -172,7 +190,15 @@ class _Lens:
     manifest: Manifest
     samples: int
     """Golden ones with labels, each counted once."""
-    designs: Mapping[str, DesignEffect]
+    designs: Mapping[str, DesignEffect] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, manifest: Manifest, steps: Iterable[Slice]) -> "_Lens":
+        """Return what these steps tell of a release, all but the designs."""
+        mine = (each.totals for each in steps if each.totals.version == manifest.version)
+        golden = [each.golden for each in mine]
+        labelled, runs = sum(each.labelled for each in golden), sum(each.runs for each in golden)
+        return cls(manifest, round(labelled / runs) if runs else 0)
 
     @property
     def limit_ms(self) -> float | None:
@@ -188,15 +214,14 @@ def _release(
     steps = _by_start(each for each in material.steps if each.totals.version == version)
     devices = [each for each in material.devices if each.version == version]
     totals = _merged(totals for _, _, totals in steps)
-    samples = _different_samples(totals)
-    lens = _Lens(manifest, samples, {})
+    lens = _Lens.of(manifest, material.steps)
     view = ReleaseReportView(
         version=version,
         manifest=digest,
         parent=manifest.parent,
         task=manifest.task.kind,
         pushed_accuracy=manifest.metrics.get("accuracy"),
-        accuracy=_accuracies(manifest, devices, samples),
+        accuracy=_accuracies(manifest, devices, lens.samples),
         latency=LatencyView(limit_ms=lens.limit_ms),
     )
     if totals is None:
@@ -206,10 +231,6 @@ def _release(
     features = _features(manifest, [totals for _, _, totals in steps])
     lens = replace(lens, designs={each.name: each.design for each in features})
     cohorts = _cohorts(lens, groups, devices) if frame.by is not None else []
-    by_step = {
-        start: [each for each in every if each.version == version]
-        for start, every in material.devices_by_step.items()
-    }
     return view.model_copy(
         update={
             "variants": tuple(sorted({each.variant for each in devices if each.variant})),
@@ -234,7 +255,7 @@ def _release(
             "rates": tuple(_rates(totals)),
             "cohorts": tuple(cohorts[:MAX_COHORTS]),
             "cohorts_left_out": max(0, len(cohorts) - MAX_COHORTS),
-            "steps": _steps(lens, steps, by_step),
+            "steps": _steps(lens, steps, material.accuracies),
         }
     )  # fmt: skip
 
@@ -313,12 +334,6 @@ def _golden_accuracy(devices: Sequence[DeviceCounts], samples: int) -> AccuracyV
         devices=len({each.device for each in having}),
         interval="wilson",
     )
-
-
-def _different_samples(totals: Totals | None) -> int:
-    """Return how many labelled golden samples there are, each counted once."""
-    golden = totals.golden if totals is not None else Golden()
-    return round(golden.labelled / golden.runs) if golden.runs else 0
 
 
 def _estimated(manifest: Manifest, devices: Sequence[DeviceCounts]) -> AccuracyView:
@@ -717,11 +732,10 @@ def _by_start(slices: Iterable[Slice]) -> list[tuple[int, int, Totals]]:
 def _steps(
     lens: _Lens,
     steps: Iterable[tuple[int, int, Totals]],
-    devices: Mapping[int, Sequence[DeviceCounts]],
+    accuracies: Mapping[tuple[int, int], Sequence[AccuracyView]],
 ) -> tuple[StepView, ...]:
     views = []
     for start, end, totals in steps:
-        accuracies = _accuracies(lens.manifest, devices.get(start, ()), lens.samples)
         features = _features(lens.manifest, [totals], lens.designs)
         effects = [(each.name, each.drift()) for each in features]
         views.append(
@@ -730,7 +744,7 @@ def _steps(
                 end=end,
                 requests=totals.requests,
                 errors=totals.errors,
-                accuracy=tuple(each for each in accuracies if each.accuracy is not None),
+                accuracy=tuple(accuracies.get((lens.manifest.version, start), ())),
                 latency=_latency(totals, lens.limit_ms),
                 drift=tuple((name, drift.effect) for name, drift in effects if drift is not None),
             )

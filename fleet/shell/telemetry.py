@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ MAX_MESSAGES = 5_000_000
 
 PRUNE_ROWS = 20_000
 _CHUNK = 400
+_TOGETHER = 2000
 
 WINDOW, HEALTH, EVENT, IGNORED = range(4)
 """Kinds of items. Ignored ones have no body: their numbers are known, and that is all."""
@@ -536,16 +538,58 @@ class Telemetry:
                 for device, manifest, variant, *numbers in rows:
                     _add_numbers(sums, (device, manifest, variant), numbers)
             for row, window in self._pending(connection, query, releases):
-                tally = Tally()
-                tally.add(window)
-                numbers = [tally.numbers[place] for place in _COUNTED_AT]
-                _add_numbers(sums, (row.device, window.manifest, window.variant), numbers)
+                key = (row.device, window.manifest, window.variant)
+                _add_numbers(sums, key, _counted(window))
         found = []
         for (device, manifest, variant), numbers in sorted(sums.items()):
             group = variant if query.by == "variant" else ""
             if query.by not in (None, "variant"):
                 group = self._labels_of(device).get(query.by, "")
             version = releases[manifest][1]
+            found.append(DeviceCounts(device, version, manifest, variant, group, *numbers))
+        return found
+
+    def devices_by_step(self, query: Query, step: Step) -> Iterator[tuple[int, list[DeviceCounts]]]:
+        """Yield the start of a step and what each device did in it, release by release.
+
+        Each release and step comes once. It is read as it is asked for, from one moment.
+        """
+        width = HOUR_S if step == "hour" else DAY_S
+        groups: dict[str, str] = {}
+        with self._moment() as connection:
+            releases = _releases_of(connection, query)
+            waiting: dict[tuple[str, int], dict[tuple[str, str], list[int]]] = {}
+            for row, window in self._pending(connection, query, releases):
+                numbers = _counted(window)
+                sums = waiting.setdefault((window.manifest, row.at - row.at % width), {})
+                _add_numbers(sums, (row.device, window.variant), numbers)
+            for table, since, until in _segments(_of_devices, query, step, _hours_from(connection)):
+                rows = _device_rows(connection, table, list(releases), since, until)
+                for (manifest, start), some in groupby(rows, lambda r: (r[0], r[1] - r[1] % width)):
+                    sums = waiting.pop((manifest, start), {})
+                    for row in some:
+                        _add_numbers(sums, (row[2], row[3]), row[4:])
+                    yield start, self._counts(query.by, manifest, releases, sums, groups)
+            for (manifest, start), sums in waiting.items():
+                yield start, self._counts(query.by, manifest, releases, sums, groups)
+
+    def _counts(
+        self,
+        by: str | None,
+        manifest: str,
+        releases: Mapping[str, tuple[str, int]],
+        sums: Mapping[tuple[str, str], Sequence[int]],
+        groups: dict[str, str],
+    ) -> list[DeviceCounts]:
+        """Return the counts of a release's devices and variants; `groups` remembers theirs."""
+        version = releases[manifest][1]
+        found = []
+        for (device, variant), numbers in sums.items():
+            group = variant if by == "variant" else ""
+            if by not in (None, "variant"):
+                if device not in groups:
+                    groups[device] = self._labels_of(device).get(by, "")
+                group = groups[device]
             found.append(DeviceCounts(device, version, manifest, variant, group, *numbers))
         return found
 
@@ -693,6 +737,26 @@ _COUNTED = (
 )  # fmt: skip
 """The numbers of DeviceCounts, in its order."""
 _COUNTED_AT = [NUMBERS.index(name) for name in _COUNTED]
+
+
+def _counted(window: ScoreWindow) -> list[int]:
+    tally = Tally()
+    tally.add(window)
+    return [tally.numbers[place] for place in _COUNTED_AT]
+
+
+def _device_rows(
+    connection: sa.Connection, table: sa.Table, releases: list[str], since: int, until: int
+) -> Iterator[Any]:
+    """Yield (manifest, start, device, variant, numbers...) in the order of the first two."""
+    columns = ("manifest", "start", "device", "variant", *_COUNTED)
+    query = (
+        sa.select(*(table.c[name] for name in columns))
+        .where(table.c.manifest.in_(releases), table.c.start >= since, table.c.start < until)
+        .order_by(table.c.manifest, table.c.start)
+    )
+    for some in connection.execute(query).partitions(_TOGETHER):
+        yield from some
 
 
 def items_of(body: bytes) -> list[Item]:

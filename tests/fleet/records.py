@@ -1,7 +1,7 @@
 """Telemetry in memory that answers as the controller's does, by adding up every window anew."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from fleet.core.query import DeviceCounts, Query, Slice, Step
 from fleet.core.scores import Totals
@@ -29,6 +29,13 @@ class MemoryRecords:
             Slice(key[1], key[2], key[2] + LENGTHS[step] if step else query.until, _sum(windows))
             for key, windows in sorted(sums.items())
         ]
+
+    def devices_by_step(self, query: Query, step: Step) -> Iterator[tuple[int, list[DeviceCounts]]]:
+        length = LENGTHS[step]
+        steps = {((each.end - 1) // length * length, each.version) for each in self._meant(query)}
+        for start, version in sorted(steps):
+            told = replace(query, since=start, until=start + length, version=version)
+            yield start, self.devices(told)
 
     def devices(self, query: Query) -> list[DeviceCounts]:
         sums: dict[tuple[str, int, str], list[ScoreWindow]] = {}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet.core.query import Query
+from fleet.core.query import Query, Step
 from fleet.core.scores import Totals
 from fleet.shell.telemetry import DAY_S, HOUR_S, Entry, Message, Telemetry
 from wire.ids import digest_of
@@ -18,6 +18,7 @@ from wire.telemetry import Batch, Estimate, Golden, Histogram, ScoreWindow
 
 T0 = 1_790_000_000 // DAY_S * DAY_S
 SITES = {"cam-1": "berlin", "cam-2": "berlin", "cam-3": "oslo"}
+STEPS: tuple[tuple[Step, int], ...] = (("hour", HOUR_S), ("day", DAY_S))
 MANIFESTS = [digest_of(b"one"), digest_of(b"two")]
 
 
@@ -134,6 +135,14 @@ def test_sums_are_exact_whatever_is_merged_restarted_or_said_twice(
             assert counts.labelled == sum(each.labelled for each in own)
             assert counts.correct == sum(each.correct for each in own)
             assert counts.predictions == sum(sum(each.predicted.values()) for each in own)
+        for step, length in STEPS:
+            steps = list(store.devices_by_step(Query("digits", version, by="site"), step))
+            assert sorted({each.end - each.end % length for each in mine}) == sorted(
+                start for start, _ in steps
+            )
+            for start, counts in steps:
+                meant = Query("digits", version, start, start + length, "site")
+                assert sorted(counts) == store.devices(meant)
     store.close()
 
 
