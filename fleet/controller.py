@@ -52,6 +52,7 @@ from fleet.core.sample_views import (
     SampleView,
 )
 from fleet.core.sender import Chunk, Sender
+from fleet.core.suppression import MIN_DEVICES
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -296,12 +297,16 @@ class Controller:
         """Return the version after the highest one of `model`; 1 when it is new."""
         return self._ask(lambda: self._books.next_version(model))
 
-    def model_report(
-        self, model: str, version: int | None, by: str | None, since: str, until: str
-    ) -> ReportView:
+    def model_report(  # noqa: PLR0917 - as they are asked for
+        self, model: str, version: int | None, by: str | None, since: str, until: str,
+        min_devices: int = MIN_DEVICES,
+    ) -> ReportView:  # fmt: skip
         """Return what is known of a release, or of all of a model, between two times."""
         known, labels = self._ask(lambda: self._books.reported_on(model, version))
-        asked = report_asked.frame(model, version, by, since, until, int(time.time()), labels)
+        now, hours_from = int(time.time()), self._telemetry.hours_from()
+        asked = report_asked.frame(
+            model, version, by, since, until, now, labels, min_devices, hours_from
+        )
         # Here, on the caller's thread: the loop does not wait for it.
         names = {manifest.version: self._class_names(manifest) for manifest, _ in known}
         return report(asked, gather(asked, self._telemetry, known, names))

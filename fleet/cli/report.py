@@ -10,6 +10,7 @@ from fleet.cli.render import answer
 from fleet.cli.session import USAGE, Session, common
 from fleet.core.errors import FleetError
 from fleet.core.report_views import ReportView
+from fleet.core.suppression import MIN_DEVICES, MOST
 from wire.ids import ReleaseRef
 
 _SUFFIXES = (".svg", ".html", ".png")
@@ -56,13 +57,18 @@ class _Picture(click.ParamType[Path]):
 @click.option("--until", type=_Moment(), default="now", show_default=True, metavar="TIME")
 @click.option("--by", metavar="LABEL|variant|device", help="A row for each of them, too.")
 @click.option(
+    "--min-devices", type=click.IntRange(1, MOST), default=MIN_DEVICES, show_default=True,
+    help="Groups of fewer are told together as (others).",
+)  # fmt: skip
+@click.option(
     "--save", type=_Picture(), metavar="FILE", help="Write the report page: .svg, .html or .png."
 )
 @common
 @click.pass_obj
 def report(
-    session: Session, *, release: str, since: str, until: str, by: str | None, save: Path | None
-) -> None:
+    session: Session, *, release: str, since: str, until: str, by: str | None, min_devices: int,
+    save: Path | None,
+) -> None:  # fmt: skip
     """Show how well a release does; without @VERSION all of them, side by side.
 
     Accuracy has three names that are never blended: labelled, golden and estimated (~). An
@@ -70,7 +76,7 @@ def report(
     """
     model, version = _asked(release)
     with session.client() as client:
-        view = client.model_report(model, version, by, since, until)
+        view = client.model_report(model, version, by, since, until, min_devices)
     if save is not None:
         _save(view, save)
     answer(session, view, report_lines.report(view))

@@ -11,6 +11,7 @@ from fleet.core.report_views import (
 )
 from fleet.core.report_words import (
     change_in_words,
+    folded,
     milliseconds,
     moment,
     of_kind,
@@ -264,14 +265,17 @@ def _drift(release: ReleaseReportView) -> Lines:
 
 
 def _cohorts(view: ReportView, release: ReleaseReportView) -> Lines:
-    if view.by is None or not release.cohorts:
+    if view.by is None or not (release.cohorts or release.cohorts_withheld):
         return []
+    note = [words] if (words := folded(view, release)) else []
+    if not release.cohorts:
+        return note
     rows = [_cohort(each) for each in release.cohorts[:MAX_ROWS]]
     heads = (
         view.by.upper(), ">DEVICES", ">ANSWERS", "LABELLED", "GOLDEN", "ESTIMATED", ">P95",
         ">ERRORS", "DRIFT",
     )  # fmt: skip
-    return table(heads, rows) + _more(len(release.cohorts) + release.cohorts_left_out)
+    return table(heads, rows) + _more(len(release.cohorts) + release.cohorts_left_out) + note
 
 
 def _cohort(each: CohortView) -> tuple[str, ...]:

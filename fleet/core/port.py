@@ -6,6 +6,7 @@ from typing import Protocol
 
 from fleet.core.report_views import ReportView
 from fleet.core.sample_views import CaptureRequest, CaptureRequestView, Deleted, SampleView
+from fleet.core.suppression import MIN_DEVICES
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -88,9 +89,10 @@ class ControllerPort(Protocol):
     def next_version(self, model: str) -> int:
         """Return the version after the highest one of `model`; 1 when it is new."""
 
-    def model_report(
-        self, model: str, version: int | None, by: str | None, since: str, until: str
-    ) -> ReportView:
+    def model_report(  # noqa: PLR0917 - as they are asked for
+        self, model: str, version: int | None, by: str | None, since: str, until: str,
+        min_devices: int = MIN_DEVICES,
+    ) -> ReportView:  # fmt: skip
         """Return what is known of a release, or of all of a model, between two times.
 
         Raises:

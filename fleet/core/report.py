@@ -5,6 +5,7 @@ devices is made of devices (statistics/intervals.py). Accuracy has three names, 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import add
@@ -50,6 +51,7 @@ from fleet.core.statistics.drift import (
     reference_counts,
 )
 from fleet.core.statistics.intervals import Share, of_fleet, wilson
+from fleet.core.suppression import MIN_DEVICES, fold
 from wire.manifest import Manifest
 from wire.telemetry import MILLION, Estimate, Golden
 
@@ -76,15 +78,31 @@ class Frame:
     until: int
     step_s: int
     made_at: int
+    min_devices: int = MIN_DEVICES
+    """Of fewer than so many no group is told alone."""
 
     @classmethod
     def over(  # noqa: PLR0917 - as they are asked for
-        cls, model: str, version: int | None, by: str | None, since: int, until: int, made_at: int
+        cls,
+        model: str,
+        version: int | None,
+        by: str | None,
+        since: int,
+        until: int,
+        made_at: int,
+        min_devices: int = MIN_DEVICES,
+        hours_from: int = 0,
     ) -> "Frame":
-        """Return the frame of whole hours, or whole days, that holds this time."""
-        step = HOUR_S if until - since <= HOURLY_S else DAY_S
+        """Return the frame of whole hours, or whole days, that holds this time.
+
+        It is of days where it begins before `hours_from`: no hours are kept of then.
+        """
+        hourly = until - since <= HOURLY_S and since >= hours_from
+        step = HOUR_S if hourly else DAY_S
         since, until = since - since % step, until + -until % step
-        return cls(model, version, by, since, until, step, made_at)
+        # Who asks for devices by name is told of them.
+        least = 1 if by == "device" else min_devices
+        return cls(model, version, by, since, until, step, made_at, least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +128,9 @@ class Records(Protocol):
 
     def slices(self, query: Query, step: Step | None) -> list[Slice]:
         """Return the sums of windows by release, group and step."""
+
+    def hours_from(self) -> int:
+        """Return since when hours are known; before it there are days. Unix seconds."""
 
     def devices_by_step(
         self, query: Query, step: Step
@@ -175,6 +196,7 @@ def report(frame: Frame, material: Material) -> ReportView:
         model=frame.model,
         version=frame.version,
         by=frame.by,
+        min_devices=frame.min_devices,
         since=frame.since,
         until=frame.until,
         step_s=frame.step_s,
@@ -230,7 +252,9 @@ def _release(
     groups = [each for each in material.groups if each.totals.version == version]
     features = _features(manifest, [totals for _, _, totals in steps])
     lens = replace(lens, designs={each.name: each.design for each in features})
-    cohorts = _cohorts(lens, groups, devices) if frame.by is not None else []
+    shown = _shown(frame, devices)
+    cohorts = _cohorts(lens, shown, groups, devices)
+    known = {each.group for each in devices} if frame.by is not None else set()
     return view.model_copy(
         update={
             "variants": tuple(sorted({each.variant for each in devices if each.variant})),
@@ -255,6 +279,7 @@ def _release(
             "rates": tuple(_rates(totals)),
             "cohorts": tuple(cohorts[:MAX_COHORTS]),
             "cohorts_left_out": max(0, len(cohorts) - MAX_COHORTS),
+            "cohorts_withheld": len(known) - len(shown),
             "steps": _steps(lens, steps, material.accuracies),
         }
     )  # fmt: skip
@@ -674,21 +699,36 @@ def _rates(totals: Totals) -> list[RateView]:
 # Cohorts and steps
 
 
+def _shown(frame: Frame, devices: Sequence[DeviceCounts]) -> dict[str, str]:
+    """Return the groups that are told of, each with the name of its row."""
+    members: dict[str, set[str]] = {}
+    for each in devices if frame.by is not None else ():
+        members.setdefault(each.group, set()).add(each.device)
+    return fold(members, frame.min_devices)
+
+
 def _cohorts(
-    lens: _Lens, groups: Sequence[Slice], devices: Sequence[DeviceCounts]
+    lens: _Lens,
+    shown: Mapping[str, str],
+    groups: Sequence[Slice],
+    devices: Sequence[DeviceCounts],
 ) -> list[CohortView]:
     """Return a row for each group of devices, those with the lowest labelled accuracy first."""
     by_group: dict[str, list[DeviceCounts]] = {}
     for device in devices:
-        by_group.setdefault(device.group, []).append(device)
+        if device.group in shown:
+            by_group.setdefault(shown[device.group], []).append(device)
     slices: dict[str, list[Totals]] = {}
     for each in groups:
-        slices.setdefault(each.group, []).append(each.totals)
+        if each.group in shown:
+            slices.setdefault(shown[each.group], []).append(each.totals)
+    together = Counter(shown.values())
     views = []
     for group, members in by_group.items():
         totals = _merged(slices.get(group, ()))
         view = CohortView(
             group=group,
+            groups=together[group],
             devices=len({each.device for each in members}),
             requests=sum(each.requests for each in members),
             errors=sum(each.errors for each in members),

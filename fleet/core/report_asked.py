@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from fleet.core.cohort import LIST_DEVICES, nearest
 from fleet.core.report import Frame
+from fleet.core.suppression import MIN_DEVICES, MOST
 from fleet.core.views import Refusal
 
 MAX_DAYS = 400
@@ -49,26 +50,41 @@ def frame(  # noqa: PLR0917 - as they are asked for
     until: str,
     now: int,
     labels: Collection[str],
+    min_devices: int = MIN_DEVICES,
+    hours_from: int = 0,
 ) -> Frame:
     """Return the frame of a report; `labels` are the keys that any device has.
 
     Raises:
         Refusal: 422, a time or a label that makes no sense.
     """
-    times = {}
+    begin, end = times(since, until, now)
+    check_by(by, labels)
+    check_min_devices(min_devices)
+    return Frame.over(model, version, by, begin, end, now, min_devices, hours_from)
+
+
+def times(since: str, until: str, now: int) -> tuple[int, int]:
+    """Return both as unix seconds (422: they make no sense, or are too far apart)."""
+    found = {}
     for name, text in (("since", since), ("until", until)):
         try:
-            times[name] = moment_of(text, now)
+            found[name] = moment_of(text, now)
         except ValueError as error:
             raise Refusal(422, f"{name}: {error}", _EXAMPLE) from None
-    if not times["since"] < times["until"]:
+    if not found["since"] < found["until"]:
         raise Refusal(
             422, f"since: expected a time before until, got {since} and {until}", _EXAMPLE
         )
-    days = (times["until"] - times["since"]) / 86_400
+    days = (found["until"] - found["since"]) / 86_400
     if days > MAX_DAYS:
         got = f"got {days:.0f}"
         raise Refusal(422, f"since: expected at most {MAX_DAYS} days in a report, {got}", _EXAMPLE)
+    return found["since"], found["until"]
+
+
+def check_by(by: str | None, labels: Collection[str]) -> None:
+    """Refuse what devices cannot be told apart by (422)."""
     known = {"variant", "device", *labels}
     if by is not None and by not in known:
         raise Refusal(
@@ -77,4 +93,13 @@ def frame(  # noqa: PLR0917 - as they are asked for
             f"{nearest(by, known)}",
             LIST_DEVICES,
         )
-    return Frame.over(model, version, by, times["since"], times["until"], now)
+
+
+def check_min_devices(least: int) -> None:
+    """Refuse a number of devices that is none (422)."""
+    if not 1 <= least <= MOST:
+        raise Refusal(
+            422,
+            f"min-devices: expected 1 to {MOST}, got {least}",
+            f"--min-devices {MIN_DEVICES}",
+        )

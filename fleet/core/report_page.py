@@ -18,6 +18,7 @@ from fleet.core.report_words import (
     change_in_words,
     date,
     day,
+    folded,
     milliseconds,
     moment,
     of_kind,
@@ -596,7 +597,7 @@ def _drift(canvas: Canvas, y: float, report: ReportView, release: ReleaseReportV
 
 
 def _cohorts(canvas: Canvas, y: float, report: ReportView, release: ReleaseReportView) -> float:
-    if report.by is None or not release.cohorts:
+    if report.by is None or not (release.cohorts or release.cohorts_withheld):
         return y
     shown = release.cohorts[:MAX_COHORTS]
     more = len(release.cohorts) - len(shown) + release.cohorts_left_out
@@ -614,6 +615,7 @@ def _cohorts(canvas: Canvas, y: float, report: ReportView, release: ReleaseRepor
         for each in shown
     ]
     about = f"{more} more are left out" if more else "the same numbers for each of them apart"
+    about = folded(report, release) or about
     return _whiskers(canvas, y, f"By {report.by}", rows, about=about, last="drift")
 
 

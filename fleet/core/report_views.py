@@ -201,6 +201,9 @@ class CohortView(View):
     """The devices that share a label's value, or one variant, or one device."""
 
     group: str
+    """`(others)`: several groups of few devices together."""
+    groups: int = 1
+    """How many those are."""
     devices: int
     requests: int
     errors: int
@@ -263,6 +266,9 @@ class ReleaseReportView(View):
     rates: tuple[RateView, ...] = ()
     cohorts: tuple[CohortView, ...] = ()
     cohorts_left_out: int = 0
+    """Rows that are too many."""
+    cohorts_withheld: int = 0
+    """Groups of which nothing is told: all of them together are fewer than `min_devices`."""
     steps: tuple[StepView, ...] = ()
     change: ChangeView | None = None
 
@@ -274,6 +280,8 @@ class ReportView(View):
     version: int | None = None
     """None: all of them."""
     by: str | None = None
+    min_devices: int = 1
+    """No row of a group is of fewer devices."""
     since: int
     until: int
     step_s: int

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from fleet.core.report_views import AccuracyView, Kind
+from fleet.core.report_views import AccuracyView, Kind, ReleaseReportView, ReportView
+from fleet.core.suppression import OTHERS
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -16,6 +17,15 @@ def between(view: AccuracyView) -> str:
     if view.low is None or view.high is None:
         return view.note
     return f"{100 * view.low:.1f} to {100 * view.high:.1f}"
+
+
+def folded(report: ReportView, release: ReleaseReportView) -> str:
+    """Return what became of groups of few devices; empty where there is none."""
+    few = f"fewer than {plural(report.min_devices, 'device')}"
+    if release.cohorts_withheld:
+        return f"{plural(release.cohorts_withheld, 'group')} withheld: together {few}"
+    together = sum(each.groups for each in release.cohorts if each.groups > 1)
+    return f"{OTHERS}: {together} groups, for some are of {few}" if together else ""
 
 
 def whole(number: int) -> str:

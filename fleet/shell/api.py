@@ -11,13 +11,14 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import uvicorn
 from pydantic import Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -30,6 +31,7 @@ from fleet.core.port import ControllerPort
 from fleet.core.report_asked import SINCE
 from fleet.core.report_views import ReportView
 from fleet.core.sample_views import CaptureRequest
+from fleet.core.suppression import MIN_DEVICES
 from fleet.core.views import ErrorView, Refusal, RolloutRequest, View
 from wire.codec import first_error
 from wire.manifest import Manifest
@@ -42,6 +44,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
 _log = logging.getLogger(__name__)
+
+N = TypeVar("N", int, None)
 
 
 class ReleaseRequest(View):
@@ -200,12 +204,10 @@ class _Handlers:
 
     def _report(self, request: Request) -> ReportView:
         query, model = request.query_params, request.path_params["model"]
-        text = query.get("version")
-        if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 10):
-            raise Refusal(422, f"version: expected a number such as 7, got {text[:40]!r}")
-        version = None if text is None else int(text)
+        version = _number(query, "version", None)
         since, until = query.get("since", SINCE), query.get("until", "now")
-        return self._port.model_report(model, version, query.get("by"), since, until)
+        least = _number(query, "min_devices", MIN_DEVICES)
+        return self._port.model_report(model, version, query.get("by"), since, until, least)
 
     def devices(self, request: Request) -> Response:
         return _json_list(self._port.devices())
@@ -341,6 +343,15 @@ def _cannot_keep(request: Request, error: OSError) -> Response:
             "free some space in its data directory, then push again",
         )
     return _error(500, f"{where}: {error.strerror or error}", "look into the controller's log")
+
+
+def _number(query: QueryParams, name: str, default: N) -> int | N:
+    text = query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise Refusal(422, f"{name}: expected a number such as 7, got {text[:40]!r}")
+    return int(text)
 
 
 async def _body(request: Request) -> Any:

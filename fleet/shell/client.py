@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from fleet.core.errors import FleetError
 from fleet.core.report_views import ReportView
 from fleet.core.sample_views import CaptureRequest, CaptureRequestView, Deleted, SampleView
+from fleet.core.suppression import MIN_DEVICES
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -124,11 +125,13 @@ class ControllerClient:
         answer = self._get(f"/v1/models/{_level(model)}/next-version", dict[str, int])
         return answer["version"]
 
-    def model_report(
-        self, model: str, version: int | None, by: str | None, since: str, until: str
-    ) -> ReportView:
+    def model_report(  # noqa: PLR0917 - as they are asked for
+        self, model: str, version: int | None, by: str | None, since: str, until: str,
+        min_devices: int = MIN_DEVICES,
+    ) -> ReportView:  # fmt: skip
         """Return what is known of a release, or of all of a model, between two times."""
-        asked = {"version": version, "by": by, "since": since, "until": until}
+        asked = {"version": version, "by": by, "since": since, "until": until,
+                 "min_devices": min_devices}  # fmt: skip
         params = {name: str(value) for name, value in asked.items() if value is not None}
         return self._get(f"/v1/models/{_level(model)}/report", ReportView, params=params)
 

@@ -549,6 +549,11 @@ class Telemetry:
             found.append(DeviceCounts(device, version, manifest, variant, group, *numbers))
         return found
 
+    def hours_from(self) -> int:
+        """Return the beginning of the first day of which hours are kept, unix seconds."""
+        with self._moment() as connection:
+            return _hours_from(connection)
+
     def devices_by_step(self, query: Query, step: Step) -> Iterator[tuple[int, list[DeviceCounts]]]:
         """Yield the start of a step and what each device did in it, release by release.
 

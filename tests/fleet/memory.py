@@ -12,6 +12,7 @@ from fleet.core import report_asked
 from fleet.core.port import Bundle, ControllerPort
 from fleet.core.report import gather, report
 from fleet.core.report_views import ReportView
+from fleet.core.suppression import MIN_DEVICES
 from fleet.core.views import (
     CommandView,
     DeviceView,
@@ -163,14 +164,15 @@ class MemoryController(ControllerPort):
     def next_version(self, model: str) -> int:
         return max((version for name, version in self.kept if name == model), default=0) + 1
 
-    def model_report(
-        self, model: str, version: int | None, by: str | None, since: str, until: str
-    ) -> ReportView:
+    def model_report(  # noqa: PLR0917
+        self, model: str, version: int | None, by: str | None, since: str, until: str,
+        min_devices: int = MIN_DEVICES,
+    ) -> ReportView:  # fmt: skip
         found = [self.release(model, version)] if version else self.releases(model)
         if not found:
             raise Refusal(404, f"no model {model!r}", "fleet model list")
         labels = {key for device in self.known_devices.values() for key in device.labels}
-        frame = report_asked.frame(model, version, by, since, until, int(NOW), labels)
+        frame = report_asked.frame(model, version, by, since, until, int(NOW), labels, min_devices)
         known = [(each.manifest, each.digest) for each in found if each.manifest is not None]
         names = {each.version: self.class_names for each in found}
         return report(frame, gather(frame, self.records, known, names))

@@ -17,6 +17,8 @@ class MemoryRecords:
     windows: list[ScoreWindow] = field(default_factory=list)
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
     """Device -> its labels."""
+    kept_from: int = 0
+    """Since when there are hours."""
 
     def slices(self, query: Query, step: Step | None) -> list[Slice]:
         sums: dict[tuple[int, str, int, str], list[ScoreWindow]] = {}
@@ -29,6 +31,9 @@ class MemoryRecords:
             Slice(key[1], key[2], key[2] + LENGTHS[step] if step else query.until, _sum(windows))
             for key, windows in sorted(sums.items())
         ]
+
+    def hours_from(self) -> int:
+        return self.kept_from
 
     def devices_by_step(self, query: Query, step: Step) -> Iterator[tuple[int, list[DeviceCounts]]]:
         length = LENGTHS[step]

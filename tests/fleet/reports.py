@@ -67,9 +67,10 @@ def made(
     labels: dict[str, dict[str, str]] | None = None,
     since: int = SINCE,
     until: int = NOW,
+    min_devices: int = 1,
 ) -> ReportView:
     """Return the report on these windows."""
-    frame = Frame.over("digits", version, by, since, until, NOW)
+    frame = Frame.over("digits", version, by, since, until, NOW, min_devices)
     records = MemoryRecords(list(windows), labels or {})
     known = [(each, each.digest) for each in releases]
     names = {each.version: LABELS for each in releases}

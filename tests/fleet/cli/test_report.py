@@ -222,10 +222,23 @@ def test_a_report_comes_from_the_controller(run: Fleet, told: MemoryController) 
 
 
 def test_by_a_label_there_is_a_row_for_each_value(run: Fleet, told: MemoryController) -> None:
-    rows = run("model", "report", "digits@1", "--by", "site").stdout.splitlines()[-2:]
+    asked = ("model", "report", "digits@1", "--by", "site")
+
+    rows = run(*asked, "--min-devices", "1").stdout.splitlines()[-2:]
 
     assert rows[0].startswith("SITE    DEVICES  ANSWERS  LABELLED           GOLDEN  ESTIMATED")
     assert rows[1].startswith("berlin        1      200  90.0% (82.6-94.5)  -       -")
+
+
+def test_a_group_of_few_devices_is_withheld_unless_it_is_asked_for(
+    run: Fleet, told: MemoryController
+) -> None:
+    result = run("model", "report", "digits@1", "--by", "site")
+
+    last = result.stdout.splitlines()[-1]
+    assert last == "1 group withheld: together fewer than 5 devices"
+    assert "berlin" not in result.stdout
+    assert "berlin" not in run("model", "report", "digits@1", "--by", "site", "--json").stdout
 
 
 def test_json_has_every_number(run: Fleet, told: MemoryController) -> None:
@@ -296,6 +309,8 @@ def test_a_fleet_without_answers_has_a_report_that_says_so(run: Fleet, tmp_path:
          "for example: --since 30d"),
         (("digits", "--by", "sit"), 1, "by: expected device, variant or a label of devices",
          "fleet device list"),
+        (("digits", "--min-devices", "0"), 2, "Invalid value for '--min-devices': 0 is not in",
+         "fleet model report --help"),
         (("digits", "--save", "report.pdf"), 2, "Invalid value for '--save': expected a file",
          "fleet model report --help"),
         (("digits", "--save", "/nowhere/report.svg"), 1,

@@ -7,7 +7,9 @@ import pytest
 from fleet.core.report import Frame
 from fleet.core.report_asked import frame, moment_of
 from fleet.core.report_views import AccuracyView, Kind, ReleaseReportView
+from fleet.core.report_words import folded
 from fleet.core.statistics.intervals import of_fleet
+from fleet.core.suppression import OTHERS
 from fleet.core.views import Refusal
 from tests.fleet.reports import DAY, NOW, SINCE, latency, made, one, pushed, window
 
@@ -303,6 +305,39 @@ def test_by_a_label_each_cohort_has_its_own_numbers_the_worst_first():
     assert told == [("kiel", 1, 8, 0.5), ("ulm", 1, 9, 1.0), ("", 1, 7, None)]
     assert view.cohorts[1].latency.p50_ms == pytest.approx(2.98, rel=0.02)
     assert kind(view, "labelled").accuracy == 0.75
+
+
+def test_groups_of_few_devices_are_told_together():
+    sites = {"ulm": 6, "kiel": 2, "bonn": 1, "": 3}
+    devices = [(site, f"cam{site}-{n}") for site, count in sites.items() for n in range(count)]
+    view = made(
+        *(window(device, requests=10, labelled=10, correct=9, latency={"bins": {400: 10}})
+          for _, device in devices),
+        by="site",
+        labels={device: {"site": site} for site, device in devices if site},
+        min_devices=5,
+    )  # fmt: skip
+
+    [release] = view.releases
+    told = {c.group: (c.groups, c.devices, c.requests) for c in release.cohorts}
+    assert told == {"ulm": (1, 6, 60), OTHERS: (3, 6, 60)}
+    assert all(c.latency.p50_ms is not None for c in release.cohorts)
+    assert folded(view, release) == "(others): 3 groups, for some are of fewer than 5 devices"
+
+
+def test_where_all_groups_together_are_few_none_is_told():
+    view = made(window("cam-1", requests=5), window("cam-2", requests=6), by="site",
+                labels={"cam-1": {"site": "ulm"}}, min_devices=5)  # fmt: skip
+
+    [release] = view.releases
+    assert (release.cohorts, release.cohorts_withheld, release.requests) == ((), 2, 11)
+    assert folded(view, release) == "2 groups withheld: together fewer than 5 devices"
+
+
+def test_a_report_goes_by_the_day_where_no_hours_are_kept():
+    told = Frame.over("digits", 1, None, NOW - 2 * DAY, NOW, NOW, hours_from=NOW - DAY)
+
+    assert told.step_s == DAY
 
 
 def test_by_device_there_is_a_row_for_each():
