@@ -104,3 +104,23 @@ make_env() {
     printf '%s\n' "$want" >".venv/.farflung-$extra"
   ) 9>.cache/environment.lock
 }
+
+# make_oracles: .cache/oracles, a Python with other people's statistics (tests/oracles), apart from
+# .venv, since neither needs what the other does. Nothing is compiled but what is imported.
+make_oracles() {
+  local want oracles=.cache/oracles
+  want=$({
+    "$python" -VV
+    pwd
+    cat tests/oracles/pins.txt
+  } | sha256sum)
+  (
+    flock 9
+    [ "$(cat $oracles/.made 2>/dev/null)" != "$want" ] || exit 0
+    say "installing the oracles into $oracles"
+    quietly "making $oracles" "$python" -m venv --clear --without-pip $oracles
+    quietly "installing the oracles" .venv/bin/python -m pip --python $oracles/bin/python install \
+      --disable-pip-version-check --no-input --no-compile --no-deps -r tests/oracles/pins.txt
+    printf '%s\n' "$want" >$oracles/.made
+  ) 9>.cache/oracles.lock
+}
