@@ -235,7 +235,10 @@ class TelemetryConfig(_Table):
     window_s: Seconds = 60
     health_s: Seconds = 60
     outbox_bytes: Annotated[int, Field(ge=64 * 1024, le=1024 * MEBIBYTE)] = 4 * MEBIBYTE
-    """Room for reports that the controller has not yet acknowledged; then the oldest go."""
+    """Room for reports that the controller has not yet acknowledged; without it those that nobody
+    saw are merged, then health goes, then windows."""
+    outbox_days: Annotated[int, Field(ge=1, le=365)] = 30
+    """Of a running agent; then what was not acknowledged is dropped."""
     golden_s: Annotated[int, Field(ge=0, le=30 * 86_400)] = 86_400
     """How often the golden samples are run again, while no app asks; 0: never."""
 

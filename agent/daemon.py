@@ -48,8 +48,8 @@ QUEUE_EVENTS = 32
 """At 120 KiB a frame, 4 MiB: beyond it the link waits, and with it the broker."""
 
 FRAMES_A_STEP = 16
-OUTBOX_BATCH = 50
 STOP_S = 12.0
+DAY_S = 86_400.0
 JOURNAL_RETRY_S = 5.0
 
 
@@ -78,7 +78,12 @@ class Daemon:
         self._source = Source(config.transfer.source_ca_file, self._post)
         self._imports = Imports(config.data_dir, verifier, config.device)
         self._look_asked = False
-        self._outbox = Outbox(config.data_dir / "outbox", config.telemetry.outbox_bytes)
+        self._outbox = Outbox(
+            config.data_dir / "outbox",
+            config.telemetry.outbox_bytes,
+            config.telemetry.outbox_days * DAY_S,
+            started=self._started,
+        )
         self._engines = Engines(config, run_dir, self._post)
         self._pipelines = Pipelines(config, self._engines.addresses())
         self._probe = Probe(config.device, self._boot, config.data_dir)
@@ -131,7 +136,8 @@ class Daemon:
         imports = self._imports.take_up(self._slots.adopt)
         journal, blobs = self._slots.load_journal(), self._slots.blobs()
         sequence, acked = self._outbox.last_seq(), self._outbox.acked
-        self._take(ev.Booted(journal, able, blobs, sequence, acked, imports, operators))
+        gap = self._outbox.owed_since
+        self._take(ev.Booted(journal, able, blobs, sequence, acked, gap, imports, operators))
         self._link.start()
         self._pipelines.start()
         allocator.give_back()
@@ -330,9 +336,19 @@ class Daemon:
                 self._outbox.enqueue(item)
             case do.Forget(seq):
                 self._outbox.forget(seq)
-            case do.SendOutbox():
-                for kind, _, body in self._outbox.pending(OUTBOX_BATCH):
-                    self._send(kind, body)
+            case do.SendOutbox(ahead):
+                self._send_outbox(ahead)
+
+    def _send_outbox(self, ahead: bool) -> None:
+        try:
+            newest = self._outbox.newest_health() if ahead else None
+            oldest = self._outbox.batch(self._config.transfer.max_chunk_bytes)
+        except OSError as error:
+            log.error("outbox: nothing can be sent, as nothing can be noted: %s", error.strerror)
+            return
+        for outgoing in (newest, oldest):
+            if outgoing is not None:
+                self._send(Kind.BATCH, outgoing.body)
 
     @property
     def _capture_dir(self) -> Path:
@@ -380,9 +396,16 @@ class Daemon:
 
     def _sample(self) -> None:
         health = self._probe.sample(self._engines.pids().values())
+        untold = self._outbox.untold
+        if untold and self._outbox.roomy:
+            self._post(ev.ReportsDropped(untold))
         counts = {
             "outbox_waiting": self._outbox.waiting,
             "outbox_dropped": self._outbox.dropped,
+            "outbox_merged": self._outbox.merged,
+            "outbox_bytes": self._outbox.flash_bytes,
+            "agent_starts": self._outbox.starts,
+            "broker_rtt_ms": self._link.rtt_ms,
             "pipelines": self._pipelines.counts(),
             "flash_bytes_written": self._slots.flash_bytes_written + self._outbox.bytes_written,
         }

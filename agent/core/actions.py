@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from agent.control import ModelSpec
 from agent.core.state import Journal
 from wire.command import CaptureOrder, CommandResult
-from wire.telemetry import Health, ScoreWindow
+from wire.telemetry import Item
 from wire.transfer import FetchRequest, Offer
 from wire.twin import Reported
 
@@ -55,9 +55,9 @@ class PublishResult:
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """Put a window or a health report into the outbox; it sends them until acknowledged."""
+    """Put an item into the outbox, where it stays until it is acknowledged."""
 
-    item: ScoreWindow | Health
+    item: Item
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,10 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class SendOutbox:
-    """Send (again) what waits in the outbox."""
+    """Send the oldest that waits in the outbox as one batch, for the first time or again."""
+
+    ahead: bool = False
+    """Of a backlog, send the newest health before."""
 
 
 @dataclass(frozen=True, slots=True)

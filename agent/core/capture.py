@@ -39,3 +39,4 @@ def withdrawn(turn: Turn, model: str, request: str, deleted: int) -> None:
     """Say that what was captured for an order is deleted, since this device's consent is gone."""
     text = f"consent to send inputs of {model} is withdrawn; {deleted} samples are deleted"
     turn.say(f"capture {request}: {text}", "warning")
+    turn.tell("consent", text, model=model, counts={"deleted": deleted})

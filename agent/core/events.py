@@ -24,6 +24,8 @@ class Booted:
     sequence: int = 0
     """Of the last telemetry item that was ever queued, and the last acknowledged one."""
     acked: int = 0
+    gap_since: int | None = None
+    """Since when counts are missing, in unix seconds: an earlier run ended uncleanly."""
     imports: tuple[Imported, ...] = ()
     """Of bundles; their files are among the blobs."""
     operators: Operators = field(default_factory=dict)
@@ -251,6 +253,13 @@ class HealthSampled:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportsDropped:
+    """The outbox had no room for these, and nobody was told yet."""
+
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class SampleAckCame:
     """The controller says what it has of the samples, in a document that is still to be read."""
 
@@ -310,6 +319,7 @@ Event = (
     | EngineExited
     | ScoresCame
     | HealthSampled
+    | ReportsDropped
     | SampleAckCame
     | ConsentWithdrawn
     | CaptureOver

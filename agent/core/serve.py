@@ -212,7 +212,10 @@ def _count_crash(turn: Turn, model: str, generation: Generation, why: str, reaso
     state.report_wanted = True
     crashes = state.journal.crashes.get(model, 0) + 1
     turn.record(crashes={**state.journal.crashes, model: crashes})
-    turn.say(f"{model}: engine {generation.number}: {why}; crash {crashes}", "error")
+    text = f"{model}: engine {generation.number}: {why}; crash {crashes}"
+    turn.say(text, "error")
+    if crashes <= CRASH_LIMIT or crashes & (crashes - 1) == 0:  # a loop of them fills no outbox
+        turn.tell("crash", text, of=state.journal.champions.get(model), model=model)
     if crashes < CRASH_LIMIT or model not in state.journal.previous:
         return False
     _fall_back(turn, model, why, reason)
@@ -251,6 +254,7 @@ def _fall_back(turn: Turn, model: str, why: str, reason: Reason) -> None:
     deployments = dict(journal.deployments)
     if latest is None or latest.phase.final:
         deployments[model] = fallback
+    turn.tell_end(fallback)
     champions = {**journal.champions, model: good}
     previous = {m: i for m, i in journal.previous.items() if m != model}
     turn.record(

@@ -235,8 +235,16 @@ class AgentState:
     sequence: int = 0
     """Of the last telemetry item."""
     acked: int = 0
-    resend_at: float | None = None
+    send_at: float | None = None
+    """When the next batch of it goes out, or the last one again, monotonic; None: all is said."""
+    send_ahead: bool = False
+    """Whether the newest report may overtake a backlog then: somebody listens, it seems."""
     resend_wait: float = 20.0
+    sends: int = 0
+    clock_offset: float | None = None
+    """Of the wall clock from the monotonic one, at the latest health report."""
+    clock_stepped_s: float = 0.0
+    """How far the wall clock was set since start, either way."""
     twin_yields: int = 0
 
     @property

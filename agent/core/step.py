@@ -44,6 +44,7 @@ from agent.core.events import (
     MemoryMeasured,
     Refused,
     ReportHeard,
+    ReportsDropped,
     SampleAckCame,
     ScoresCame,
     SourceFailed,
@@ -158,6 +159,8 @@ def _route(turn: Turn, event: Event) -> None:
                 deploy.on_tally(turn, tally)
         case HealthSampled(health):
             telemetry.on_health(turn, health)
+        case ReportsDropped(counts):
+            telemetry.on_dropped(turn, counts)
         case SampleAckCame(body):
             if turn.state.next_look is not None:
                 turn.do(HearSampleAck(body))
@@ -179,6 +182,8 @@ def _boot(turn: Turn, event: Booted) -> None:
     state.operators = event.operators
     state.blobs = event.blobs
     state.sequence, state.acked = event.sequence, event.acked
+    if event.gap_since is not None:
+        telemetry.tell_gap(turn, event.gap_since)
     state.phase_since = turn.now.mono
     state.next_window = turn.now.mono + state.settings.window_s
     _keep_only_whole(turn)
@@ -397,8 +402,8 @@ def next_wake(state: AgentState, now: Instant) -> float:
     if state.settled_at is not None:
         times.append(state.settled_at)
     if state.online:
-        if state.resend_at is not None:
-            times.append(state.resend_at)
+        if state.send_at is not None:
+            times.append(state.send_at)
         if state.progress_wanted:
             times.append(state.last_report + PROGRESS_S)
     if state.next_look is not None:

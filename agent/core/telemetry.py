@@ -1,4 +1,6 @@
-"""Windows and health reports on their way out, and commands on their way in."""
+"""Windows, health and events on their way out, and commands on their way in."""
+
+from collections.abc import Mapping
 
 from agent.control import Window
 from agent.core import serve
@@ -11,6 +13,8 @@ from agent.core.actions import (
     Say,
     SendOutbox,
 )
+from agent.core.jitter import draw
+from agent.core.state import AgentState
 from agent.core.turn import Turn
 from wire.codec import DecodeError, validate
 from wire.command import CAPTURE, VERBS, Command, CommandResult
@@ -18,6 +22,11 @@ from wire.telemetry import Health, ScoreWindow
 
 FIRST_RESEND_S = 20.0
 LAST_RESEND_S = 300.0
+LINGER_S = 0.5
+"""From an item to its batch: a window and the health of the same minute travel together."""
+PAUSE_S = (0.2, 1.0)
+"""Between two batches of a backlog, at random."""
+CLOCK_STEP_S = 5.0
 COMMANDS_REMEMBERED = 64
 REFUSALS_KEPT = 8
 
@@ -33,10 +42,22 @@ def on_time(turn: Turn) -> None:
     if now >= state.next_health:
         state.next_health = now + state.settings.health_s
         turn.do(SampleHealth())
-    if state.online and state.resend_at is not None and now >= state.resend_at:
+    if not state.online:
+        return
+    if state.send_at is None:
+        if state.sequence > state.acked:
+            state.send_at = now + LINGER_S
+    elif now >= state.send_at:
+        turn.do(SendOutbox(state.send_ahead))
+        state.send_ahead = False
+        state.send_at = now + _spread(state, 0.75, 1.25) * state.resend_wait
         state.resend_wait = min(state.resend_wait * 2, LAST_RESEND_S)
-        state.resend_at = now + state.resend_wait
-        turn.do(SendOutbox())
+
+
+def _spread(state: AgentState, least: float, most: float) -> float:
+    """Return a number in between: devices that woke together need not go on together."""
+    state.sends += 1
+    return least + (most - least) * draw(state.settings.boot, state.sends)
 
 
 def on_windows(turn: Turn, windows: tuple[Window, ...]) -> None:
@@ -70,6 +91,7 @@ def on_windows(turn: Turn, windows: tuple[Window, ...]) -> None:
 def on_health(turn: Turn, health: Health) -> None:
     """Queue a health report, with what only the core counts."""
     state = turn.state
+    _watch_clock(turn)
     _enqueue(
         turn,
         health.model_copy(
@@ -78,48 +100,69 @@ def on_health(turn: Turn, health: Health) -> None:
                 "engine_restarts": state.engine_restarts,
                 "transfer_bytes": state.transfer_bytes,
                 "chunks_bad": state.chunks_bad,
+                "clock_stepped_s": round(state.clock_stepped_s, 1),
             }
         ),
     )
 
 
+def _watch_clock(turn: Turn) -> None:
+    """Tell of a wall clock that was set; one that is slewed moves less between two reports."""
+    state, now = turn.state, turn.now
+    before, state.clock_offset = state.clock_offset, now.wall - now.mono
+    step = state.clock_offset - before if before is not None else 0.0
+    if abs(step) > CLOCK_STEP_S:
+        state.clock_stepped_s += abs(step)
+        way = "ahead" if step > 0 else "back"
+        turn.tell(
+            "clock",
+            f"the wall clock went {way} by {abs(step):.0f} s",
+            counts={f"{way}_s": round(abs(step))},
+        )
+
+
+def on_dropped(turn: Turn, counts: Mapping[str, int]) -> None:
+    """Queue what the outbox had to drop."""
+    words = ", ".join(f"{count} {name}" for name, count in counts.items())
+    turn.tell("dropped", f"no room in the outbox for {words}", counts=counts)
+
+
+def tell_gap(turn: Turn, since: int) -> None:
+    """Queue that the window is lost which was open when an earlier run ended uncleanly."""
+    until = turn.state.settings.started
+    text = "the agent ended uncleanly; what was counted since its last window is lost"
+    turn.tell("gap", text, counts={"since": since, "until": until})
+
+
 def _enqueue(turn: Turn, item: ScoreWindow | Health) -> None:
-    state = turn.state
-    state.sequence = item.seq
+    turn.state.sequence = item.seq
     turn.do(Enqueue(item))
-    if state.online:
-        if state.resend_at is None:
-            turn.do(SendOutbox())
-        _expect_ack(turn)
-
-
-def _expect_ack(turn: Turn) -> None:
-    if turn.state.resend_at is None:
-        turn.state.resend_at = turn.now.mono + turn.state.resend_wait
+    if turn.state.stopping and turn.state.online:
+        turn.do(SendOutbox())  # there is no later
 
 
 def on_connected(turn: Turn) -> None:
-    """Send what waited for the broker."""
+    """Send what waited for the broker, soon."""
     state = turn.state
     state.resend_wait = FIRST_RESEND_S
-    state.resend_at = None
+    state.send_ahead = True
+    state.send_at = None
     if state.sequence > state.acked:
-        turn.do(SendOutbox())
-        _expect_ack(turn)
+        state.send_at = turn.now.mono + _spread(state, *PAUSE_S)
 
 
 def on_ack(turn: Turn, sequence: int) -> None:
-    """Forget what the controller committed, and go on with the rest."""
+    """Forget what the controller committed, and go on with the rest after a while."""
     state = turn.state
     if not state.acked < sequence <= state.sequence:
         return
     state.acked = sequence
     state.resend_wait = FIRST_RESEND_S
-    state.resend_at = None
+    state.send_ahead = True
+    state.send_at = None
     turn.do(Forget(sequence))
-    if state.sequence > sequence and state.online:
-        turn.do(SendOutbox())
-        _expect_ack(turn)
+    if state.sequence > sequence:
+        state.send_at = turn.now.mono + _spread(state, *PAUSE_S)
 
 
 def on_command(turn: Turn, command: Command) -> None:

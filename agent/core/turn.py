@@ -1,12 +1,14 @@
 """One step in the making: the state being changed and the actions collected."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agent.core.actions import Action, SaveJournal, Say
+from agent.core.actions import Action, Enqueue, SaveJournal, Say
 from agent.core.lifecycle import move
-from agent.core.state import AgentState, Deployment, Instant, Key
+from agent.core.state import AgentState, Deployment, Installed, Instant, Key
+from wire.telemetry import DeviceEvent, EventKind
 from wire.twin import DesiredRelease, Phase
 
 REFUSALS_REMEMBERED = 64
@@ -34,6 +36,31 @@ class Turn:
         """Append a line for the log."""
         self.do(Say(text, level))
 
+    def tell(
+        self,
+        kind: EventKind,
+        text: str,
+        *,
+        of: Installed | Deployment | None = None,
+        model: str | None = None,
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
+        """Queue something that happened, for the controller, in order with windows and health."""
+        settings = self.state.settings
+        self.state.sequence += 1
+        event = DeviceEvent(
+            device=settings.device,
+            boot=settings.boot,
+            seq=self.state.sequence,
+            at=max(int(self.now.wall), 0),
+            kind=kind,
+            model=of.model if of is not None else model,
+            version=of.version if of is not None else None,
+            text=text[:300],
+            counts=dict(counts or {}),
+        )
+        self.do(Enqueue(event))
+
     def record(self, **changes: Any) -> None:
         """Change the journal. It is written before anything else this turn asks for."""
         self.state.journal = replace(self.state.journal, **changes)
@@ -45,6 +72,14 @@ class Turn:
         self.state.phase_since = self.now.mono
         self.state.waiting = False
         self.state.report_wanted = True
+        if deployment.phase.final:
+            self.tell_end(deployment)
+
+    def tell_end(self, deployment: Deployment) -> None:
+        """Queue that a deployment is over, and how."""
+        words = [f"{deployment.model}@{deployment.version}", deployment.phase.value]
+        words += [each for each in (deployment.reason, deployment.detail) if each]
+        self.tell("deployment", ": ".join(words), of=deployment)
 
     def advance(self, deployment: Deployment, to: Phase, **changes: Any) -> Deployment:
         """Move a deployment to its next phase and record that."""

@@ -88,6 +88,10 @@ class Link:
         """Index digest -> whether its frames come on our own topic."""
         self._report_mid: int | None = None
         self._acked_mids: deque[int] = deque(maxlen=MAX_INFLIGHT)
+        self.rtt_ms: float | None = None
+        """From a batch of telemetry to the broker's acknowledgement of it, the latest."""
+        self._batch_sent: tuple[int, float] | None = None
+        self._heard_last: tuple[int, float] | None = None
         self._client: mqtt.Client | None = None
         self._subscribing = False
         self._granted = False
@@ -130,7 +134,11 @@ class Link:
             return False
         rule = RULES[topic.kind]
         text = topics.build(topic, self._broker.root)
+        began = time.monotonic()
         sent = client.publish(text, body, rule.qos, rule.retain)
+        if topic.kind is Kind.BATCH:
+            self._batch_sent = (sent.mid, began)
+            self._clock_rtt()
         if topic.kind is Kind.REPORTED and self._report_mid is None:
             self._report_mid = sent.mid
         return sent.rc == mqtt.MQTT_ERR_SUCCESS
@@ -212,6 +220,7 @@ class Link:
         self._reason = "the connection was lost"
         self._report_mid = None
         self._acked_mids.clear()
+        self._batch_sent = self._heard_last = None
         client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s)
         deadline = time.monotonic() + HANDSHAKE_S
         self._client = client
@@ -315,6 +324,15 @@ class Link:
     ) -> None:
         # Not posted from here: paho holds a lock that `publish` needs, and posting may wait.
         self._acked_mids.append(mid)
+        self._heard_last = (mid, time.monotonic())
+        self._clock_rtt()
+
+    def _clock_rtt(self) -> None:
+        """Take the time, from either thread: the answer may come before `publish` returns."""
+        sent, heard = self._batch_sent, self._heard_last
+        if sent is not None and heard is not None and sent[0] == heard[0]:
+            self.rtt_ms = round(max(heard[1] - sent[1], 0.0) * 1000, 1)
+            self._batch_sent = None
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         try:

@@ -19,6 +19,7 @@ from wire.codec import decode, encode
 from wire.ids import digest_of
 from wire.manifest import File, Manifest
 from wire.seal import Sealer
+from wire.packing import unpack
 from wire.telemetry import Ack, Health
 from wire.topics import Kind, Topic, build, controller_filters, parse
 from wire.transfer import ChunkFrame, FetchRequest, Offer, chunk_hash
@@ -210,10 +211,12 @@ class Source:
                 self._answer(decode(FetchRequest, body))
             case Kind.REPORTED:
                 self.reported = decode(Reported, body)
-            case Kind.HEALTH:
-                self.health = decode(Health, body)
-                ack = Ack(device=DEVICE, seq=self.health.seq)
-                self.publish(Topic(Kind.ACK, DEVICE), encode(ack))
+            case Kind.BATCH:
+                batch = unpack(body)
+                self.health = next(iter(reversed(batch.health)), self.health)
+                if batch.complete:
+                    ack = Ack(device=DEVICE, seq=batch.items()[-1].seq)
+                    self.publish(Topic(Kind.ACK, DEVICE), encode(ack))
 
     def _answer(self, request: FetchRequest) -> None:
         self.asked[request.index] += 1

@@ -16,16 +16,13 @@ from agent.core.events import BlobStored
 from agent.core.state import Journal
 from agent.shell.bundle import unpack
 from agent.shell.imports import Imports, hand_over
-from agent.shell.outbox import Outbox
 from agent.shell.slots import slots
 from tests.agent.shell.desk import CHUNK, Desk, index_of, noise, offer_of
 from tests.operations import DiskTap, Sync, SyncNames
 from tests.power_cut import LOSSES, Contents, Recording, read_contents, write_contents
 from wire.bundle import END, BundleSeal, header, member_name, padding
-from wire.codec import decode
 from wire.ids import digest_of
 from wire.seal import Sealer, Verifier
-from wire.telemetry import ScoreWindow
 from wire.transfer import Offer
 from wire.twin import DesiredRelease
 
@@ -214,100 +211,6 @@ def test_code_that_forgets_to_sync_would_be_found_out(
 
     assert any("neither the old nor the new journal" in text for text in wrong)
     assert any(consequence in text for text in wrong)
-
-
-# ---- the outbox
-
-
-@dataclass(frozen=True)
-class Owed:
-    """What an outbox must still know after a cut."""
-
-    given_out: int
-    """The highest sequence number that others may have seen."""
-    waiting: frozenset[int]
-    """Items that others may have seen and nobody acknowledged."""
-
-
-def owed(recording: Recording, at: int) -> Owed:
-    waiting: set[int] = set()
-    given_out = 0
-    for note in recording.notes(at):
-        match note.what:
-            case "pending":
-                waiting |= note.about
-                given_out = max(given_out, *note.about)
-            case "forgetting":
-                waiting = {seq for seq in waiting if seq > note.about}
-    return Owed(given_out, frozenset(waiting))
-
-
-def window(seq: int) -> ScoreWindow:
-    return ScoreWindow(
-        device="pi-1", boot="b", seq=seq, model="digits", version=1,
-        manifest=digest_of(b"release"), variant="onnx-int8", start=1, end=2, requests=seq,
-    )  # fmt: skip
-
-
-def record_outbox(root: Path) -> Recording:
-    """Queue, send and forget over several segments."""
-    recording = Recording()
-    with DiskTap(root, recording):
-        root.mkdir()
-        outbox = Outbox(root, 16 * 800)  # a segment takes three windows
-        for seq in range(1, 25):
-            outbox.enqueue(window(seq))
-            if seq % 5 == 0:
-                numbers = {number for _, number, _ in outbox.pending(100)}
-                recording.note("pending", numbers)
-            if seq % 10 == 0:
-                recording.note("forgetting", seq - 2)
-                outbox.forget(seq - 2)
-        assert outbox.dropped == 0
-        outbox.close()
-    return recording
-
-
-def outbox_complaints(recording: Recording, home: Path) -> Iterator[str]:
-    for count, (name, contents, at) in enumerate(cuts(recording)):
-        root = home / str(count)
-        write_contents(contents, root)
-        known = owed(recording, at)
-        outbox = Outbox(root, 16 * 800)
-        found = {seq: body for _, seq, body in outbox.pending(100)}
-        if outbox.last_seq() < known.given_out:
-            yield f"{name}: {outbox.last_seq()} is the last of {known.given_out}"
-        if not known.waiting <= found.keys():
-            yield f"{name}: {sorted(known.waiting - found.keys())} are lost"
-        if any(decode(ScoreWindow, body) != window(seq) for seq, body in found.items()):
-            yield f"{name}: an item came back as another"
-        again = outbox.last_seq() + 1
-        outbox.enqueue(window(again))
-        if again not in {seq for _, seq, _ in outbox.pending(100)}:
-            yield f"{name}: it does not go on"
-        outbox.close()
-
-
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Recording:
-    root = tmp_path_factory.mktemp("reports") / "outbox"
-    recording = record_outbox(root)
-
-    assert recording.contents(len(recording.log)) == read_contents(root)
-    return recording
-
-
-def test_no_number_that_others_saw_is_given_out_twice(reports: Recording, tmp_path: Path) -> None:
-    assert list(outbox_complaints(reports, tmp_path)) == []
-
-
-@pytest.mark.parametrize("forgotten", [Sync, SyncNames], ids=["files", "directories"])
-def test_an_outbox_that_forgets_to_sync_would_be_found_out(
-    reports: Recording, tmp_path: Path, forgotten: type
-) -> None:
-    assert any(
-        "is the last of" in text for text in outbox_complaints(reports.without(forgotten), tmp_path)
-    )
 
 
 # ---- a release that came in a bundle
