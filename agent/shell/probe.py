@@ -1,7 +1,9 @@
 """How the device fares, and what it can run."""
 
+import ctypes
 import os
 import platform
+import struct
 import subprocess
 import sys
 import time
@@ -17,13 +19,20 @@ from wire.twin import Capabilities
 
 PROBE_TIMEOUT_S = 90.0
 PROBE_COMMAND = (sys.executable, "-m", "agent.engine", "--probe")
+PRESSED = ("cpu", "memory", "io")
+THROTTLED_NOW = 0b1111
+"""Of a Raspberry Pi: low voltage, a capped clock, throttled, too warm; higher bits are history."""
+CLOCK_UNSYNCHRONISED = 0x40
+"""STA_UNSYNC of adjtimex(2)."""
 CPU_SENSORS = ("cpu_thermal", "coretemp", "k10temp", "soc_thermal", "cpu-thermal", "acpitz")
 
 
 class Probe:
     """Samples the machine, the agent and its engines; CPU figures are since the last sample."""
 
-    def __init__(self, device: str, boot: str, data_dir: Path) -> None:
+    def __init__(self, device: str, boot: str, data_dir: Path, root: Path = Path("/")) -> None:
+        """Begin to measure; `root` is where `proc`, `sys` and `run` are."""
+        self._root = root
         self._device = device
         self._boot = boot
         self._data_dir = data_dir
@@ -39,6 +48,10 @@ class Probe:
         now = time.time()
         engine_cpu, engine_rss = self._engine_use(set(engine_pids))
         volume = os.statvfs(self._data_dir)
+        root = self._root
+        received, sent = network_bytes(root)
+        percent, charging = battery(root)
+        pids = list(self._engines)
         return Health(
             device=self._device,
             boot=self._boot,
@@ -55,6 +68,18 @@ class Probe:
             agent_rss_bytes=self._agent.memory_info().rss,
             engine_cpu_percent=round(engine_cpu, 2),
             engine_rss_bytes=engine_rss,
+            kernel_boot=_text(root / "proc/sys/kernel/random/boot_id"),
+            pressure=pressure(root),
+            swap_used_bytes=swap_used_bytes(root),
+            disk_total_bytes=volume.f_blocks * volume.f_frsize,
+            throttled=throttled(root),
+            network_received_bytes=received,
+            network_sent_bytes=sent,
+            clock_synchronised=clock_synchronised(root),
+            agent_pss_bytes=pss_bytes(root, [os.getpid()]),
+            engine_pss_bytes=pss_bytes(root, pids),
+            battery_percent=percent,
+            battery_charging=charging,
         )
 
     def _engine_use(self, pids: set[int]) -> tuple[float, int]:
@@ -70,6 +95,109 @@ class Probe:
             except psutil.Error:
                 continue  # it ended meanwhile
         return cpu, rss
+
+
+# ---- what the kernel says, below `root`; what it does not say is None
+
+
+def pressure(root: Path) -> dict[str, float]:
+    """Return the percent of the last minute in which some task waited, by what it waited for."""
+    found = {}
+    for name in PRESSED:
+        words = (_text(root / "proc/pressure" / name) or "").split()
+        shares = [word.removeprefix("avg60=") for word in words if word.startswith("avg60=")]
+        if words[:1] == ["some"] and shares:
+            found[name] = float(shares[0])
+    return found
+
+
+def swap_used_bytes(root: Path) -> int | None:
+    """Return what lies in swap."""
+    lines = (_text(root / "proc/meminfo") or "").splitlines()
+    sizes = {line.partition(":")[0]: line.split()[1] for line in lines if ":" in line}
+    try:
+        return (int(sizes["SwapTotal"]) - int(sizes["SwapFree"])) * 1024
+    except (KeyError, ValueError):
+        return None
+
+
+def throttled(root: Path) -> bool | None:
+    """Tell whether the processor runs slower than it could: a Raspberry Pi's word, or cooling."""
+    word = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
+    if word is not None:
+        try:
+            return bool(int(word, 16) & THROTTLED_NOW)
+        except ValueError:
+            return None
+    states = []
+    for device in (root / "sys/class/thermal").glob("cooling_device*"):
+        kind, state = _text(device / "type") or "", _text(device / "cur_state") or ""
+        if ("cpu" in kind or kind == "Processor") and state.isdecimal():
+            states.append(int(state))
+    return any(states) if states else None
+
+
+def network_bytes(root: Path) -> tuple[int | None, int | None]:
+    """Return the bytes received and sent since boot, on all interfaces but the loopback."""
+    text = _text(root / "proc/net/dev")
+    if text is None:
+        return None, None
+    rows = [line.partition(":") for line in text.splitlines()]
+    counts = [row[2].split() for row in rows if row[1] and row[0].strip() != "lo"]
+    try:
+        return sum(int(each[0]) for each in counts), sum(int(each[8]) for each in counts)
+    except (IndexError, ValueError):
+        return None, None
+
+
+def clock_synchronised(root: Path) -> bool | None:
+    """Tell whether somebody keeps the wall clock: systemd says so, or the kernel was told."""
+    if (root / "run/systemd/timesync/synchronized").exists():
+        return True
+    timex = ctypes.create_string_buffer(512)  # modes 0: nothing is set
+    try:
+        if ctypes.CDLL(None).adjtimex(timex) < 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    # unsigned modes; long offset, freq, maxerror, esterror; int status
+    (status,) = struct.unpack_from("@Illlli", timex)[-1:]
+    return not status & CLOCK_UNSYNCHRONISED
+
+
+def pss_bytes(root: Path, pids: Iterable[int]) -> int | None:
+    """Return the memory of processes, with their share of what they have in common."""
+    total = 0
+    for pid in pids:
+        lines = (_text(root / "proc" / str(pid) / "smaps_rollup") or "").splitlines()
+        sizes = [line.split()[1] for line in lines if line.startswith("Pss:")]
+        if not sizes:
+            return None
+        total += int(sizes[0]) * 1024
+    return total
+
+
+def battery(root: Path) -> tuple[float | None, bool | None]:
+    """Return how full the device's battery is, and whether it is on the charger."""
+    for supply in sorted((root / "sys/class/power_supply").glob("*")):
+        # A keyboard's battery has a scope: it is its own.
+        if _text(supply / "type") != "Battery" or _text(supply / "scope") == "Device":
+            continue
+        level = _text(supply / "capacity") or ""
+        status = (_text(supply / "status") or "").lower()
+        charging = {"charging": True, "full": True, "discharging": False}.get(status)
+        return (float(level) if level.isdecimal() else None), charging
+    return None, None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except OSError:
+        return None
+
+
+# ---- what it can run
 
 
 def capabilities(

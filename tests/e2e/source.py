@@ -18,8 +18,8 @@ from tests.e2e.harness import wait_for
 from wire.codec import decode, encode
 from wire.ids import digest_of
 from wire.manifest import File, Manifest
-from wire.seal import Sealer
 from wire.packing import unpack
+from wire.seal import Sealer
 from wire.telemetry import Ack, Health
 from wire.topics import Kind, Topic, build, controller_filters, parse
 from wire.transfer import ChunkFrame, FetchRequest, Offer, chunk_hash
