@@ -20,6 +20,7 @@ COMMANDS = {
         "fleet.cli.samples:samples",
         "Captured inputs: request, list, show, fetch, delete.",
     ),
+    "telemetry": ("fleet.cli.telemetry:telemetry", "What devices counted, as files: export."),
     "top": ("fleet.cli.top:top", "The whole fleet at a glance, live."),
     "monitoring": ("fleet.cli.monitoring:monitoring", "Files for Prometheus and Grafana: write."),
     "events": ("fleet.cli.events:events", "What happened lately."),

@@ -29,6 +29,8 @@ from fleet.core.cohort import parse_target, select
 from fleet.core.courier import Courier
 from fleet.core.enrolment import agent_toml
 from fleet.core.errors import FleetError
+from fleet.core.export import Asked, export, head_of
+from fleet.core.export_views import ExportLine
 from fleet.core.ledger import Ledger
 from fleet.core.metrics import RECENT_S, Ingest, Snapshot
 from fleet.core.port import Bundle
@@ -310,6 +312,12 @@ class Controller:
         # Here, on the caller's thread: the loop does not wait for it.
         names = {manifest.version: self._class_names(manifest) for manifest, _ in known}
         return report(asked, gather(asked, self._telemetry, known, names))
+
+    def telemetry_export(self, asked: Asked) -> Iterator[ExportLine]:
+        """Return telemetry as rows, made on the caller's thread while they are read."""
+        known, labels = self._ask(lambda: self._books.reported_on(asked.model, asked.version))
+        head = head_of(asked, int(time.time()), labels, self._telemetry.hours_from())
+        return export(head, self._telemetry, known)
 
     def _class_names(self, manifest: Manifest) -> tuple[str, ...]:
         if manifest.labels is None:

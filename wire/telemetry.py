@@ -54,7 +54,8 @@ class Histogram(Part):
         bins = dict(self.bins)
         for place, count in other.bins.items():
             bins[place] = bins.get(place, 0) + count
-        return Histogram(bins=bins)
+        # Sums may be more than one message may say.
+        return Histogram.model_construct(bins=bins)
 
     def quantile_us(self, q: float) -> float | None:
         """Return the `q` quantile in microseconds within 1%, or None when empty.

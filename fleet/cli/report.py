@@ -32,6 +32,9 @@ class _Moment(click.ParamType[str]):
         return value
 
 
+MOMENT = _Moment()
+
+
 class _Picture(click.ParamType[Path]):
     """Where a picture goes."""
 
@@ -51,10 +54,10 @@ class _Picture(click.ParamType[Path]):
 @click.command()
 @click.argument("release", metavar="NAME[@VERSION]")
 @click.option(
-    "--since", type=_Moment(), default="30d", show_default=True, metavar="TIME",
+    "--since", type=MOMENT, default="30d", show_default=True, metavar="TIME",
     help="30d (ago), 2026-11-01 or 2026-11-01T12:00 (UTC).",
 )  # fmt: skip
-@click.option("--until", type=_Moment(), default="now", show_default=True, metavar="TIME")
+@click.option("--until", type=MOMENT, default="now", show_default=True, metavar="TIME")
 @click.option("--by", metavar="LABEL|variant|device", help="A row for each of them, too.")
 @click.option(
     "--min-devices", type=click.IntRange(1, MOST), default=MIN_DEVICES, show_default=True,
@@ -74,7 +77,7 @@ def report(
     Accuracy has three names that are never blended: labelled, golden and estimated (~). An
     interval is 95%, and over a fleet it is made of devices, not of answers.
     """
-    model, version = _asked(release)
+    model, version = asked_release(release)
     with session.client() as client:
         view = client.model_report(model, version, by, since, until, min_devices)
     if save is not None:
@@ -84,7 +87,8 @@ def report(
         session.say(f"saved: {save}")
 
 
-def _asked(text: str) -> tuple[str, int | None]:
+def asked_release(text: str) -> tuple[str, int | None]:
+    """Return the model and, if `text` names one, the version."""
     if "@" not in text:
         return text, None
     try:

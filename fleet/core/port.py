@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from fleet.core.export import Asked
+from fleet.core.export_views import ExportLine
 from fleet.core.report_views import ReportView
 from fleet.core.sample_views import CaptureRequest, CaptureRequestView, Deleted, SampleView
 from fleet.core.suppression import MIN_DEVICES
@@ -97,6 +99,13 @@ class ControllerPort(Protocol):
 
         Raises:
             Refusal: 404, no such model or release; 422, a time or label that makes no sense.
+        """
+
+    def telemetry_export(self, asked: Asked) -> Iterator[ExportLine]:
+        """Return telemetry as rows, made while they are read.
+
+        Raises:
+            Refusal: 404, no such model or release; 422, something that makes no sense.
         """
 
     def metrics(self, accept: str, device: str | None) -> tuple[bytes, str]:

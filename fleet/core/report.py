@@ -129,6 +129,9 @@ class Records(Protocol):
     def slices(self, query: Query, step: Step | None) -> list[Slice]:
         """Return the sums of windows by release, group and step."""
 
+    def slices_of_devices(self, query: Query, step: Step) -> list[Slice]:
+        """Return slices whose devices are those of `devices_by_step`; it may take a while."""
+
     def hours_from(self) -> int:
         """Return since when hours are known; before it there are days. Unix seconds."""
 
@@ -154,7 +157,7 @@ def gather(
     steps = records.slices(query, step)
     devices: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     accuracies = {}
-    lenses = {each.version: _Lens.of(each, steps) for each, _ in releases}
+    lenses = {each.version: Lens.of(each, steps) for each, _ in releases}
     # A step at a time: all of them together are more than a controller's memory may hold.
     for start, counts in records.devices_by_step(replace(query, by=label), step):
         for each in counts:
@@ -206,8 +209,8 @@ def report(frame: Frame, material: Material) -> ReportView:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lens:
-    """What the whole time told that a part of it is looked at with."""
+class Lens:
+    """What the whole time told of a release that a part of it is looked at with."""
 
     manifest: Manifest
     samples: int
@@ -215,7 +218,7 @@ class _Lens:
     designs: Mapping[str, DesignEffect] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, manifest: Manifest, steps: Iterable[Slice]) -> "_Lens":
+    def of(cls, manifest: Manifest, steps: Iterable[Slice]) -> "Lens":
         """Return what these steps tell of a release, all but the designs."""
         mine = (each.totals for each in steps if each.totals.version == manifest.version)
         golden = [each.golden for each in mine]
@@ -229,6 +232,37 @@ class _Lens:
         return budget.latency_ms if budget is not None else None
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What can be told of a part: of some devices, of some time."""
+
+    accuracy: tuple[AccuracyView, ...]
+    labels: LabelsView
+    latency: LatencyView
+    calibration: CalibrationView
+    drift: tuple[DriftView, ...]
+    values: ValuesView | None
+
+
+def lens_of(manifest: Manifest, steps: Sequence[Slice]) -> Lens:
+    """Return what a part of the time, or of the devices, is looked at with."""
+    mine = _by_start(each for each in steps if each.totals.version == manifest.version)
+    features = _features(manifest, [totals for _, _, totals in mine])
+    return replace(Lens.of(manifest, steps), designs={each.name: each.design for each in features})
+
+
+def figures(lens: Lens, totals: Totals, devices: Sequence[DeviceCounts]) -> Figures:
+    """Return what a part tells; `devices` are those that `totals` are of."""
+    return Figures(
+        accuracy=_accuracies(lens.manifest, devices, lens.samples),
+        labels=_labels(totals),
+        latency=_latency(totals, lens.limit_ms),
+        calibration=_calibration(totals),
+        drift=_drift(_features(lens.manifest, [totals], lens.designs)),
+        values=_values(totals),
+    )
+
+
 def _release(
     frame: Frame, material: Material, manifest: Manifest, digest: str
 ) -> ReleaseReportView:
@@ -236,7 +270,7 @@ def _release(
     steps = _by_start(each for each in material.steps if each.totals.version == version)
     devices = [each for each in material.devices if each.version == version]
     totals = _merged(totals for _, _, totals in steps)
-    lens = _Lens.of(manifest, material.steps)
+    lens = Lens.of(manifest, material.steps)
     view = ReleaseReportView(
         version=version,
         manifest=digest,
@@ -367,11 +401,15 @@ def _estimated(manifest: Manifest, devices: Sequence[DeviceCounts]) -> AccuracyV
     for each in devices:
         if each.estimate_samples:
             sum_p, samples = sums.get(each.device, (0, 0))
-            sums[each.device] = (sum_p + each.estimate_sum_p, samples + each.estimate_samples)
+            samples += each.estimate_samples
+            # A device that counts wrongly does not bring a share above one.
+            sums[each.device] = (min(sum_p + each.estimate_sum_p, samples * MILLION), samples)
             spread += each.estimate_spread
     samples = sum(samples for _, samples in sums.values())
-    sum_p = min(sum(sum_p for sum_p, _ in sums.values()), samples * MILLION)
-    estimate = Estimate(samples=samples, sum_p=sum_p, spread=spread)
+    sum_p = sum(sum_p for sum_p, _ in sums.values())
+    # No p (1 - p) is more than a quarter.
+    spread = min(spread, samples * MILLION // 4)
+    estimate = Estimate.model_construct(samples=samples, sum_p=sum_p, spread=spread)
     found = estimated_accuracy(estimate, calibration_samples(manifest), sums.values())
     if found is None:
         return AccuracyView(kind="estimated", note="no estimate")
@@ -432,14 +470,15 @@ def _less(mine: float | None, theirs: float | None) -> float | None:
 
 def _labels(totals: Totals) -> LabelsView:
     answers = sum(totals.predicted.values()) or totals.requests
-    gap = label_gap(totals.calibration, totals.confidence, totals.confidence_sum)
     confident = sum(totals.confidence.values())
+    confidence_sum = min(totals.confidence_sum, confident * MILLION)
+    gap = label_gap(_calibrated(totals), totals.confidence, confidence_sum)
     view = LabelsView(
         answers=answers,
         labelled=totals.labelled,
         coverage=min(1.0, totals.labelled / answers) if answers else None,
         orphans=totals.orphan_labels,
-        confidence=totals.confidence_sum / MILLION / confident if confident else None,
+        confidence=confidence_sum / MILLION / confident if confident else None,
     )
     if gap is None or view.confidence is None:
         return view
@@ -510,8 +549,17 @@ def _mistakes(totals: Totals, names: _Names) -> tuple[MistakeView, ...]:
     )
 
 
+def _calibrated(totals: Totals) -> dict[int, tuple[int, int, int]]:
+    """Return what labels say of the confidence, in shares of at most one."""
+    return {
+        place: (n, min(score, n * MILLION), min(correct, n))
+        for place, (n, score, correct) in totals.calibration.items()
+    }
+
+
 def _calibration(totals: Totals) -> CalibrationView:
-    error = calibration_error(totals.calibration)
+    calibration = _calibrated(totals)
+    error = calibration_error(calibration)
     if error is None:
         return CalibrationView()
     return CalibrationView(
@@ -527,7 +575,7 @@ def _calibration(totals: Totals) -> CalibrationView:
                 confidence=each.confidence,
                 accuracy=each.accuracy.share,
             )
-            for each in reliability(totals.calibration)
+            for each in reliability(calibration)
         ),
     )
 
@@ -708,7 +756,7 @@ def _shown(frame: Frame, devices: Sequence[DeviceCounts]) -> dict[str, str]:
 
 
 def _cohorts(
-    lens: _Lens,
+    lens: Lens,
     shown: Mapping[str, str],
     groups: Sequence[Slice],
     devices: Sequence[DeviceCounts],
@@ -770,7 +818,7 @@ def _by_start(slices: Iterable[Slice]) -> list[tuple[int, int, Totals]]:
 
 
 def _steps(
-    lens: _Lens,
+    lens: Lens,
     steps: Iterable[tuple[int, int, Totals]],
     accuracies: Mapping[tuple[int, int], Sequence[AccuracyView]],
 ) -> tuple[StepView, ...]:

@@ -10,7 +10,8 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fleet.core.errors import FleetError
+from fleet.core.export import Asked
 from fleet.core.port import ControllerPort
 from fleet.core.report_asked import SINCE
 from fleet.core.report_views import ReportView
@@ -43,6 +45,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
+_TOGETHER = 50
 _log = logging.getLogger(__name__)
 
 N = TypeVar("N", int, None)
@@ -119,6 +122,7 @@ class _Handlers:
             Route("/v1/models/{model}/next-version", self.next_version),
             Route("/v1/models/{model}/report", self.report),
             Route("/v1/models/{model}/report.svg", self.report_picture),
+            Route("/v1/models/{model}/telemetry", self.telemetry_export),
             Route("/v1/devices", self.devices),
             Route(device, self.device),
             Route(f"{device}/config", self.device_config),
@@ -208,6 +212,19 @@ class _Handlers:
         since, until = query.get("since", SINCE), query.get("until", "now")
         least = _number(query, "min_devices", MIN_DEVICES)
         return self._port.model_report(model, version, query.get("by"), since, until, least)
+
+    def telemetry_export(self, request: Request) -> Response:
+        query = request.query_params
+        told = {name: query[name] for name in ("by", "since", "until", "step") if name in query}
+        lines = self._port.telemetry_export(
+            Asked(
+                request.path_params["model"],
+                _number(query, "version", None),
+                min_devices=_number(query, "min_devices", MIN_DEVICES),
+                **told,
+            )
+        )
+        return StreamingResponse(_joined(lines), media_type="application/x-ndjson")
 
     def devices(self, request: Request) -> Response:
         return _json_list(self._port.devices())
@@ -343,6 +360,12 @@ def _cannot_keep(request: Request, error: OSError) -> Response:
             "free some space in its data directory, then push again",
         )
     return _error(500, f"{where}: {error.strerror or error}", "look into the controller's log")
+
+
+def _joined(lines: Iterator[View]) -> Iterator[str]:
+    """Yield lines of JSON, many at a time."""
+    while some := [line.model_dump_json(exclude_none=True) for line in islice(lines, _TOGETHER)]:
+        yield "\n".join(some) + "\n"
 
 
 def _number(query: QueryParams, name: str, default: N) -> int | N:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -11,6 +12,8 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from fleet.core.errors import FleetError
+from fleet.core.export import Asked
+from fleet.core.export_views import ExportLine
 from fleet.core.report_views import ReportView
 from fleet.core.sample_views import CaptureRequest, CaptureRequestView, Deleted, SampleView
 from fleet.core.suppression import MIN_DEVICES
@@ -135,6 +138,27 @@ class ControllerClient:
         params = {name: str(value) for name, value in asked.items() if value is not None}
         return self._get(f"/v1/models/{_level(model)}/report", ReportView, params=params)
 
+    def telemetry_export(self, asked: Asked) -> Iterator[ExportLine]:
+        """Yield the lines of an export as they come; all but the last is no export, and raises."""
+        told = {name: str(value) for name, value in asdict(asked).items() if value is not None}
+        path = f"/v1/models/{_level(told.pop('model'))}/telemetry"
+        ended = False
+        try:
+            with self._http.stream("GET", path, params=told) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise self._refused(answer)
+                for text in answer.iter_lines():
+                    line = self._read(text, ExportLine)
+                    if line.refused is not None:
+                        raise ClientError(line.refused.error, line.refused.next_step)
+                    ended = line.end is not None
+                    yield line
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if not ended:
+            raise self._not_ours("an export without its end")
+
     def devices(self) -> list[DeviceView]:
         """Return every device ever heard of, by id."""
         return self._get("/v1/devices", list[DeviceView])
@@ -216,9 +240,10 @@ class ControllerClient:
     def _get(self, path: str, kind: type[T], params: dict[str, str] | None = None) -> T:
         return self._read(self._send("GET", path, params=params), kind)
 
-    def _read(self, answer: httpx.Response, kind: type[T]) -> T:
+    def _read(self, answer: httpx.Response | str, kind: type[T]) -> T:
+        text = answer if isinstance(answer, str) else answer.content
         try:
-            return TypeAdapter(kind).validate_json(answer.content)
+            return TypeAdapter(kind).validate_json(text)
         except ValidationError as error:
             raise self._not_ours(first_error(error)) from None
 

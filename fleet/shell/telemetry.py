@@ -578,6 +578,45 @@ class Telemetry:
             for (manifest, start), sums in waiting.items():
                 yield start, self._counts(query.by, manifest, releases, sums, groups)
 
+    def slices_of_devices(self, query: Query, step: Step) -> list[Slice]:
+        """Return slices whose devices are those of `devices_by_step`: by the labels of today.
+
+        Every device's sums are read, so it takes a while; with `by` "device" each is a group.
+        """
+        width = HOUR_S if step == "hour" else DAY_S
+        sums: dict[tuple[int, str, str, str], Tally] = {}
+        groups: dict[str, str] = {}
+
+        def place(manifest: str, at: int, device: str, variant: str) -> tuple[int, str, str, str]:
+            group = variant if query.by == "variant" else device if query.by == "device" else ""
+            if query.by not in (None, "variant", "device"):
+                if device not in groups:
+                    groups[device] = self._labels_of(device).get(query.by, "")
+                group = groups[device]
+            return at - at % width, manifest, group, variant
+
+        with self._moment() as connection:
+            releases = _releases_of(connection, query)
+            for table, since, until in _segments(_of_devices, query, step, _hours_from(connection)):
+                within = (table.c.start >= since, table.c.start < until)
+                rows = sa.select(table).where(table.c.manifest.in_(list(releases)), *within)
+                for some in connection.execute(rows).partitions(_CHUNK):
+                    for row in some:
+                        key = place(row.manifest, row.start, row.device, row.variant)
+                        _merge_into(sums, key, _tally_of(row))
+            for row, window in self._pending(connection, query, releases):
+                key = place(window.manifest, row.at, row.device, window.variant)
+                sums.setdefault(key, Tally()).add(window)
+        return [
+            Slice(
+                group,
+                start,
+                start + width,
+                tally.totals("", *releases[manifest], manifest, variant),
+            )
+            for (start, manifest, group, variant), tally in sorted(sums.items(), key=lambda e: e[0])
+        ]
+
     def _counts(
         self,
         by: str | None,

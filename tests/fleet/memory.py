@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fleet.core import report_asked
+from fleet.core.export import Asked, export, head_of
+from fleet.core.export_views import ExportLine
 from fleet.core.port import Bundle, ControllerPort
 from fleet.core.report import gather, report
 from fleet.core.report_views import ReportView
@@ -176,6 +178,19 @@ class MemoryController(ControllerPort):
         known = [(each.manifest, each.digest) for each in found if each.manifest is not None]
         names = {each.version: self.class_names for each in found}
         return report(frame, gather(frame, self.records, known, names))
+
+    def telemetry_export(self, asked: Asked) -> Iterator[ExportLine]:
+        found = (
+            [self.release(asked.model, asked.version)]
+            if asked.version
+            else self.releases(asked.model)
+        )
+        if not found:
+            raise Refusal(404, f"no model {asked.model!r}", "fleet model list")
+        labels = {key for device in self.known_devices.values() for key in device.labels}
+        head = head_of(asked, int(NOW), labels, self.records.hours_from())
+        known = [(each.manifest, each.digest) for each in found if each.manifest is not None]
+        return export(head, self.records, known)
 
     def metrics(self, accept: str, device: str | None) -> tuple[bytes, str]:
         if device is not None and device not in self.known_devices:

@@ -32,6 +32,9 @@ class MemoryRecords:
             for key, windows in sorted(sums.items())
         ]
 
+    def slices_of_devices(self, query: Query, step: Step) -> list[Slice]:
+        return self.slices(query, step)
+
     def hours_from(self) -> int:
         return self.kept_from
 
@@ -62,6 +65,8 @@ class MemoryRecords:
             return ""
         if query.by == "variant":
             return window.variant
+        if query.by == "device":
+            return window.device
         return self.labels.get(window.device, {}).get(query.by, "")
 
 

@@ -86,6 +86,16 @@ def whole(windows: list[ScoreWindow]) -> Totals:
     return reduce(Totals.plus, windows[1:], Totals.single(windows[0]))
 
 
+def parted(
+    windows: list[ScoreWindow], by: str, length: int
+) -> dict[tuple[int, str], list[ScoreWindow]]:
+    found: dict[tuple[int, str], list[ScoreWindow]] = {}
+    for each in windows:
+        groups = {"site": SITES[each.device], "variant": each.variant, "device": each.device}
+        found.setdefault((each.end - each.end % length, groups[by]), []).append(each)
+    return found
+
+
 def named(totals: Totals) -> Totals:
     return replace(totals, device="")
 
@@ -143,6 +153,18 @@ def test_sums_are_exact_whatever_is_merged_restarted_or_said_twice(
             for start, counts in steps:
                 meant = Query("digits", version, start, start + length, "site")
                 assert sorted(counts) == store.devices(meant)
+            for by in ("site", "variant", "device"):
+                told = [
+                    (each.start, each.group, each.totals)
+                    for each in store.slices_of_devices(Query("digits", version, by=by), step)
+                ]
+                assert told == sorted(
+                    (
+                        (start, group, named(whole(some)))
+                        for (start, group), some in parted(mine, by, length).items()
+                    ),
+                    key=lambda each: each[:2],
+                )
     store.close()
 
 
