@@ -23,6 +23,9 @@ MAX_KEYS = 20_000
 """Of one map of counts. What comes beyond is left out, and counted nowhere: no honest device has
 so many classes in use."""
 
+MOST = 2**53
+"""Of any sum: a thousand of them still add up in a database."""
+
 Key = tuple[str, str, int, str]
 
 
@@ -95,8 +98,11 @@ class Tally:
             _add_rows(rows, more)
 
     def less(self, other: "Tally") -> None:
-        """Take away a sum that is part of this one; since and until stay those of the whole."""
-        self.numbers = [a - b for a, b in zip(self.numbers, other.numbers, strict=True)]
+        """Take away a sum that is part of this one; since and until stay those of the whole.
+
+        Nothing becomes less than nothing, though a sum that ended at MOST is less than its parts.
+        """
+        self.numbers = [max(0, a - b) for a, b in zip(self.numbers, other.numbers, strict=True)]
         negative = Tally()
         negative.latency = _minus(other.latency)
         negative.errors = _minus(other.errors)
@@ -107,19 +113,26 @@ class Tally:
         negative.numbers = _ZERO
         self.merge(negative)
         for counts in (self.latency, self.errors, *self.counts):
-            for key in [key for key, count in counts.items() if not count]:
+            noised = counts is self.counts[_NOISED]
+            for key in [k for k, n in counts.items() if not n or (n < 0 and not noised)]:
                 del counts[key]
         for rows in self.rows:
-            for key in [key for key, row in rows.items() if not any(row)]:
-                del rows[key]
+            for key, row in list(rows.items()):
+                rows[key] = [max(0, n) for n in row]
+                if not any(rows[key]):
+                    del rows[key]
 
     def rest(self) -> list[Any]:
         """Return all but the numbers, as lists that JSON takes."""
         flat: list[Any] = []
         maps: list[dict[Any, Any]] = [self.latency, self.errors, *self.counts, *self.rows]
         for counts in maps:
-            flat += [list(counts), list(counts.values())]
+            flat += [list(counts), [_held(each) for each in counts.values()]]
         return flat
+
+    def held(self) -> list[int]:
+        """Return the numbers, as far as a table holds them."""
+        return [_held(number) for number in self.numbers]
 
     @classmethod
     def of(cls, numbers: Iterable[int], since: int, until: int, rest: list[Any]) -> "Tally":
@@ -179,6 +192,16 @@ class Tally:
 
 
 _WINDOWS = NUMBERS.index("windows")
+_NOISED = _COUNTS.index("noised")
+
+
+def _held(count: Any) -> Any:
+    """Return a number, or a row of them, that a table holds: what devices that lie add up to ends
+    at MOST, and their next window is no error.
+    """
+    if isinstance(count, list):
+        return [_held(each) for each in count]
+    return count if -MOST <= count <= MOST else MOST if count > 0 else -MOST
 
 
 def _add(mine: dict[Any, int], theirs: Mapping[Any, int]) -> None:

@@ -913,7 +913,7 @@ def _add_up(connection: sa.Connection, table: sa.Table, tallies: _Tallies) -> No
     sums = []
     for key, tally in tallies.items():
         values: dict[str, Any] = dict(zip(names, key, strict=True))
-        values.update(zip(NUMBERS, tally.numbers, strict=True))
+        values.update(zip(NUMBERS, tally.held(), strict=True))
         values.update(since=tally.since, until=tally.until, rest=orjson.dumps(tally.rest()))
         sums.append(values)
     if sums:

@@ -14,7 +14,7 @@ from fleet.core.scores import Totals
 from fleet.shell.telemetry import DAY_S, HOUR_S, Entry, Message, Telemetry
 from wire.ids import digest_of
 from wire.packing import pack
-from wire.telemetry import Batch, Estimate, Golden, Histogram, ScoreWindow
+from wire.telemetry import Batch, Estimate, Golden, Histogram, Item, ScoreWindow
 
 T0 = 1_790_000_000 // DAY_S * DAY_S
 SITES = {"cam-1": "berlin", "cam-2": "berlin", "cam-3": "oslo"}
@@ -202,3 +202,30 @@ def test_a_window_of_a_release_that_nobody_pushed_is_not_summed(telemetry: Telem
     telemetry.merge(float(T0))
 
     assert telemetry.slices(Query("digits")) == []
+
+
+def test_a_device_that_counts_beyond_all_bounds_stops_no_merge(telemetry: Telemetry) -> None:
+    came = messages([("cam-1", 60, 1, 1)] * 5 + [("cam-2", 60, 1, 1)])
+    lies = [
+        replace(message, entries=(replace(entry, item=_lie(entry.item)),))
+        for message in came[:5]
+        for entry in message.entries
+    ]
+
+    for lie in lies:
+        telemetry.commit([lie])
+        telemetry.merge(float(T0))
+    telemetry.commit(came[5:])
+    left = telemetry.merge(float(T0))
+
+    counts = {each.device: each.requests for each in telemetry.devices(Query("digits"))}
+    assert (left, counts) == (0, {"cam-1": 2**53, "cam-2": 10})
+    assert telemetry.slices(Query("digits"))[0].totals.requests == 2**53
+
+
+def _lie(item: Item) -> ScoreWindow:
+    assert isinstance(item, ScoreWindow)
+    most = 2**53
+    told = {"requests": most, "predicted": {1: most}, "drift": {0: (most, 1)},
+            "latency": Histogram(bins={2000: most})}  # fmt: skip
+    return item.model_copy(update=told)
