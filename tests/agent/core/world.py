@@ -19,6 +19,7 @@ from wire.codec import encode
 from wire.ids import digest_of
 from wire.manifest import File, Manifest, Requires, Task, TensorSpec, Variant
 from wire.manners import Manners
+from wire.telemetry import Item
 from wire.transfer import ChunkFrame, FetchRequest, Offer, chunk_hash
 from wire.twin import (
     Capabilities,
@@ -180,7 +181,7 @@ class World:
         """Of all artifacts together, instead of `free_bytes`."""
         self.settings: dict[str, Any] = settings
         self.fetched: list[tuple[str, str, int]] = []
-        self.outbox: list[int] = []
+        self.outbox: list[Item] = []
         self.listening: set[str] = set()
         """Indexes whose frames are subscribed to."""
         self.judged: set[str] = set()
@@ -390,7 +391,7 @@ class World:
             case do.Unlisten(index):
                 self.listening.discard(index)
             case do.Enqueue(item):
-                self.outbox.append(item.seq)
+                self.outbox.append(item)
             case do.MeasureSpace():
                 self.local.append(self._measure())
             case do.MeasureMemory():
