@@ -39,6 +39,9 @@ HALF = (INNER - GAP) / 2
 MAX_CLASSES = 20
 MAX_MISTAKES = 10
 MAX_FEATURES = 16
+EMPTY = 124.0
+"""Height of a card that has nothing to show."""
+
 MAX_COHORTS = 24
 
 _FORMS: dict[Kind, str] = {"labelled": "circle", "golden": "square", "estimated": "diamond"}
@@ -137,7 +140,7 @@ def _card(canvas: Canvas, box: Box, title: str, about: str = "") -> None:
 
 def _nothing(canvas: Canvas, box: Box, words: str) -> None:
     middle = box.x + box.width / 2
-    canvas.text(middle, box.y + box.height / 2 + 14, words, "soft", 13, "middle")
+    canvas.text(middle, box.y + box.height / 2 + 22, words, "soft", 13, "middle")
 
 
 def _details(canvas: Canvas, y: float, report: ReportView, release: ReleaseReportView) -> float:
@@ -147,8 +150,10 @@ def _details(canvas: Canvas, y: float, report: ReportView, release: ReleaseRepor
     if release.classes:
         rows = min(len(release.classes), MAX_CLASSES)
         cards.append((84.0 + 21 * rows, lambda box: _classes(canvas, box, release)))
-    cards.append((320.0, lambda box: _reliability(canvas, box, release)))
-    cards.append((290.0, lambda box: _latency(canvas, box, report, release)))
+    tall = 320.0 if release.calibration.bins else EMPTY
+    cards.append((tall, lambda box: _reliability(canvas, box, release)))
+    tall = 290.0 if any(step.latency.p50_ms is not None for step in release.steps) else EMPTY
+    cards.append((tall, lambda box: _latency(canvas, box, report, release)))
     if release.mistakes:
         rows = min(len(release.mistakes), MAX_MISTAKES)
         cards.append((84.0 + 21 * rows, lambda box: _mistakes(canvas, box, release)))
@@ -172,7 +177,8 @@ def _tiles(canvas: Canvas, y: float, release: ReleaseReportView) -> float:
         x = MARGIN + place * (width + 12)
         on = f"{short(view.samples)} {_RESTS_ON[kind]}"
         on += f", {plural(view.devices, 'device')}" if view.devices else ""
-        words = (percent(view.accuracy), between(view), on)
+        nearly = "~" if kind == "estimated" and view.accuracy is not None else ""
+        words = (nearly + percent(view.accuracy), between(view), on)
         _tile(canvas, Box(x, y, width, height), f"{kind.capitalize()} accuracy", words)
         canvas.dot(x + width - 20, y + 21, kind, form=_FORMS[kind], size=5)
     latency = release.latency
@@ -255,8 +261,8 @@ def _legend(canvas: Canvas, right: float, y: float,
 def _accuracy_card(
     canvas: Canvas, y: float, report: ReportView, release: ReleaseReportView
 ) -> float:
-    height = 300.0
     known = [each for step in release.steps for each in step.accuracy if each.accuracy is not None]
+    height = 300.0 if known else EMPTY
     shown = [kind for kind in KINDS if any(each.kind == kind for each in known)]
     canvas.open(f"Accuracy over time: {', '.join(shown) or 'nothing is known'}")
     unit = "day" if report.step_s >= 86_400 else "hour"
@@ -281,12 +287,23 @@ def _accuracy_card(
     _grid(canvas, values, times, lambda tick: percent(tick, digits))
     _time_axis(canvas, times, y + height - 18, report)
     _legend(canvas, right, y + 28, [(kind, kind, _DASHES[kind], _FORMS[kind]) for kind in shown])
+    steps = _unbroken(release.steps)
     for kind in reversed(shown):
-        _band(canvas, release.steps, kind, times, values)
+        _band(canvas, steps, kind, times, values)
     for kind in reversed(shown):
-        _course(canvas, release.steps, kind, times, values)
+        _course(canvas, steps, kind, times, values)
     canvas.close()
     return y + height + GAP
+
+
+def _unbroken(steps: Sequence[StepView]) -> list[StepView]:
+    """Return steps with one that knows nothing wherever some are missing: lines end there."""
+    found: list[StepView] = []
+    for step in steps:
+        if found and step.start > found[-1].end:
+            found.append(StepView(start=found[-1].end, end=step.start, requests=0, errors=0))
+        found.append(step)
+    return found
 
 
 def _room(low: float, high: float) -> tuple[float, float]:
@@ -356,7 +373,8 @@ def _latency(canvas: Canvas, box: Box, report: ReportView, release: ReleaseRepor
     ]
     every = [value for line in series for _, value in line]
     if not every:
-        _nothing(canvas, box, "no answers in this time")
+        why = "no times of answers were counted" if release.requests else "no answers in this time"
+        _nothing(canvas, box, why)
         canvas.close()
         return
     left, right = box.x + 66, box.right - 44
@@ -383,9 +401,14 @@ def _latency(canvas: Canvas, box: Box, report: ReportView, release: ReleaseRepor
         for at, value in line:
             hint = f"{moment(int(at))}: {name} {milliseconds(value)}"
             canvas.dot(times(at), values(value), colour, size=2.4, hint=hint)
-        if line:
-            canvas.text(times(line[-1][0]) + 8, values(line[-1][1]) + 4, name, colour, 12,
-                        bold=True)  # fmt: skip
+    lowest = -math.inf
+    # From the top down, none over another.
+    ends = [(values(line[-1][1]) + 4, times(line[-1][0]) + 8) if line else None for line in series]
+    named = [*zip(_QUANTILES, ends, strict=True)][::-1]
+    for (name, colour, _), end in sorted(named, key=lambda each: each[1] or (0.0, 0.0)):
+        if end is not None:
+            lowest = max(end[0], lowest + 13)
+            canvas.text(end[1], lowest, name, colour, 12, bold=True)
     if latency.limit_ms is not None:
         words = f"limit {latency.limit_ms:g} ms"
         canvas.text(left + 4, values(latency.limit_ms) - 6, words, "bad", 11, halo=True)
@@ -403,7 +426,7 @@ def _classes(canvas: Canvas, box: Box, release: ReleaseReportView) -> None:
     if left_out > 0:
         about = f"the {MAX_CLASSES} worst of {len(rows)} classes; tick: precision"
     _card(canvas, box, "Recall by class", about)
-    left, right = box.x + 132, box.right - 122
+    left, right = box.x + 132, box.right - 132
     at = box.y + 66.0
     scale = Scale(0.0, 1.0, left, right)
     for row in rows[:MAX_CLASSES]:
@@ -419,7 +442,7 @@ def _classes(canvas: Canvas, box: Box, release: ReleaseReportView) -> None:
         if row.precision is not None:
             place = scale(row.precision)
             canvas.line([(place, at - 1), (place, at + 16)], "ink", width=2)
-        canvas.text(right + 52, at + 12, percent(row.recall), "ink", 12, "end", bold=True)
+        canvas.text(right + 60, at + 12, percent(row.recall), "ink", 12, "end", bold=True)
         canvas.text(box.right - 18, at + 12, f"n {short(row.labels)}", "soft", 11, "end")
         at += 21
     canvas.close()
@@ -655,9 +678,12 @@ def _whiskers(
     canvas: Canvas, y: float, title: str, rows: Sequence[_Row], *, about: str, last: str
 ) -> float:
     """Draw a row for each, with a mark and a whisker for each kind of accuracy."""
-    height = 112.0 + 42 * len(rows)
+    height = 112.0 + 42 * len(rows) if rows else 64.0
     canvas.open(title)
     _card(canvas, Box(MARGIN, y, INNER, height), title, about)
+    if not rows:
+        canvas.close()
+        return y + height + GAP
     left, right = MARGIN + 252, MARGIN + INNER - 278
     known = [a for row in rows for a in row.accuracy if a.accuracy is not None]
     ends = [e for a in known for e in (a.low, a.high, a.accuracy) if e is not None]
