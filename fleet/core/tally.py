@@ -23,8 +23,11 @@ MAX_KEYS = 20_000
 """Of one map of counts. What comes beyond is left out, and counted nowhere: no honest device has
 so many classes in use."""
 
-MOST = 2**53
-"""Of any sum: a thousand of them still add up in a database."""
+MOST = 2**62
+"""Of any sum: what a database holds."""
+
+MOST_OF_DEVICE = 2**53
+"""Of one device's in an hour or a day: a thousand of them still add up in a database."""
 
 Key = tuple[str, str, int, str]
 
@@ -130,9 +133,9 @@ class Tally:
             flat += [list(counts), [_held(each) for each in counts.values()]]
         return flat
 
-    def held(self) -> list[int]:
+    def held(self, most: int = MOST) -> list[int]:
         """Return the numbers, as far as a table holds them."""
-        return [_held(number) for number in self.numbers]
+        return [_held(number, most) for number in self.numbers]
 
     @classmethod
     def of(cls, numbers: Iterable[int], since: int, until: int, rest: list[Any]) -> "Tally":
@@ -195,13 +198,13 @@ _WINDOWS = NUMBERS.index("windows")
 _NOISED = _COUNTS.index("noised")
 
 
-def _held(count: Any) -> Any:
+def _held(count: Any, most: int = MOST) -> Any:
     """Return a number, or a row of them, that a table holds: what devices that lie add up to ends
-    at MOST, and their next window is no error.
+    there, and their next window is no error.
     """
     if isinstance(count, list):
-        return [_held(each) for each in count]
-    return count if -MOST <= count <= MOST else MOST if count > 0 else -MOST
+        return [_held(each, most) for each in count]
+    return count if -most <= count <= most else most if count > 0 else -most
 
 
 def _add(mine: dict[Any, int], theirs: Mapping[Any, int]) -> None:

@@ -24,7 +24,7 @@ from sqlalchemy.dialects.sqlite import insert
 from fleet.core.errors import FleetError
 from fleet.core.query import DeviceCounts, Query, Slice, Step
 from fleet.core.scores import Totals
-from fleet.core.tally import NUMBERS, Tally
+from fleet.core.tally import MOST, MOST_OF_DEVICE, NUMBERS, Tally
 from wire.packing import unpack
 from wire.telemetry import DeviceEvent, Health, Item, ScoreWindow
 
@@ -911,9 +911,10 @@ def _add_up(connection: sa.Connection, table: sa.Table, tallies: _Tallies) -> No
             for row in known:
                 tallies[tuple(getattr(row, name) for name in names)].merge(_tally_of(row))
     sums = []
+    most = MOST_OF_DEVICE if table in _of_devices.values() else MOST
     for key, tally in tallies.items():
         values: dict[str, Any] = dict(zip(names, key, strict=True))
-        values.update(zip(NUMBERS, tally.held(), strict=True))
+        values.update(zip(NUMBERS, tally.held(most), strict=True))
         values.update(since=tally.since, until=tally.until, rest=orjson.dumps(tally.rest()))
         sums.append(values)
     if sums:
