@@ -11,7 +11,7 @@ check: `Recording.contents` must be what the directory really holds.
 import os
 import pathlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -134,6 +134,18 @@ class DiskTap:
         pathlib.Path.open = self._open_path  # type: ignore[method-assign]
         for name, real in self._real.items():
             setattr(os, name, real)
+
+    def find(self, contents: Iterable[tuple[str, bytes | None]]) -> None:
+        """Tell of what was there before, as if it had been written and synced just now."""
+        for name, data in contents:
+            if data is None:
+                self._watcher.after(MakeDirectory(name))
+                continue
+            file = self._number(name)
+            self._watcher.after(Create(name, file))
+            self._watcher.after(Write(file, 0, data))
+            self._watcher.after(Sync(file))
+        self._watcher.after(SyncNames("."))
 
     def _do(self, operation: Operation, really: Callable[[], Any]) -> Any:
         self._watcher.before(operation)

@@ -215,7 +215,10 @@ class Outbox:
         Raises:
             OSError: not even that can be noted.
         """
-        self._log.begin()
+        if self._sweep():
+            return
+        if len(self._log.all) == 1:
+            self._log.begin()
         if not self._sweep():
             self._let_go_of(self._log.all[0])
             self._sweep()

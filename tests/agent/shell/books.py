@@ -43,6 +43,8 @@ class Books:
     runs: dict[int, int] = field(default_factory=dict)
     """When each run began -> how many windows were sealed by then."""
     acked: int = 0
+    last_seen: int = 0
+    """The highest number that came in."""
 
     def begin(self, started: int) -> None:
         self.runs[started] = len(self.sealed)
@@ -55,6 +57,7 @@ class Books:
     def receive(self, outgoing: Outgoing) -> None:
         """Take a batch in as a controller does: repeats are dropped by their key."""
         batch = unpack(outgoing.body)
+        self.last_seen = max(self.last_seen, outgoing.last)
         for item in batch.items():
             self.received.setdefault((item.boot, item.seq), item)
         if batch.complete:
