@@ -1,6 +1,6 @@
 """The only loop of the fleet's side: what is heard goes to the deciders, what they decide goes out.
 
-    link, API --> queue --> loop: census, ledger, rollout.step, sender, courier --> store --> link
+    link, API --> queue --> loop: census, ingest, rollout.step, sender, courier --> store --> link
 
 One thread owns all state. API threads put a call on the queue and wait for its answer. What a
 decision changes is stored as a whole before any of it is published, and a restart builds
@@ -13,8 +13,7 @@ import random
 import secrets
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager, suppress
@@ -31,10 +30,9 @@ from fleet.core.enrolment import agent_toml
 from fleet.core.errors import FleetError
 from fleet.core.export import Asked, export, head_of
 from fleet.core.export_views import ExportLine
-from fleet.core.ledger import Ledger
-from fleet.core.metrics import RECENT_S, Ingest, Snapshot
+from fleet.core.metrics import RECENT_S, IngestCounts, Snapshot
 from fleet.core.port import Bundle
-from fleet.core.report import class_names, gather, report
+from fleet.core.report import Frame, class_names, gather, report
 from fleet.core.report_views import ReportView
 from fleet.core.rollout import (
     Assign,
@@ -53,6 +51,7 @@ from fleet.core.sample_views import (
     Deleted,
     SampleView,
 )
+from fleet.core.scores import Totals
 from fleet.core.sender import Chunk, Sender
 from fleet.core.suppression import MIN_DEVICES
 from fleet.core.views import (
@@ -65,24 +64,23 @@ from fleet.core.views import (
     RolloutRequest,
     RolloutView,
 )
+from fleet.ingest import Ingest
 from fleet.shell.blobs import CHUNK_BYTES, Blobs, Writer
 from fleet.shell.key import read_or_make_key
 from fleet.shell.link import Drained, Heard, Link, LinkDown, LinkUp
 from fleet.shell.metrics import Metrics, Sources
 from fleet.shell.samples import Samples
-from fleet.shell.store import Change, DesiredRow, Item, Store
-from fleet.shell.telemetry import Entry, Message, Telemetry
+from fleet.shell.store import Change, DesiredRow, Store
+from fleet.shell.telemetry import Telemetry
 from wire import VERSION
 from wire.bundle import BundleSeal, bundle_bytes, write_bundle
 from wire.codec import encode
 from wire.command import CAPTURE, VERBS, CaptureOrder, Command, CommandResult
 from wire.ids import ReleaseRef
 from wire.manifest import File, Manifest
-from wire.packing import pack
 from wire.sample import CaptureReport, Sample
 from wire.seal import Sealer
-from wire.telemetry import Ack, Batch, Health, ScoreWindow
-from wire.telemetry import Item as TelemetryItem
+from wire.telemetry import Ack, Batch
 from wire.topics import Kind, Topic
 from wire.transfer import ChunkFrame, FetchRequest, Offer
 from wire.twin import DeploymentReport, Reported, Status
@@ -92,9 +90,11 @@ log = logging.getLogger("fleet.controller")
 T = TypeVar("T")
 
 COMMIT_S = 0.5
-COMMIT_ITEMS = 500
-MAX_BUFFERED = 20_000
-"""Telemetry that waits for a commit; beyond it is dropped, and devices send it again."""
+MAX_TAKEN = 500
+"""What is taken from the queue before anything else is done."""
+
+MAX_EVENTS = 500
+"""That wait to be stored."""
 
 STEP_S = 0.1
 """News of devices is gathered this long before the rollouts are looked at."""
@@ -115,10 +115,6 @@ REISSUE_S = 10.0
 COMMAND_S = 60
 SAMPLES_BYTES = 1024 * 1024 * 1024
 SAMPLES_DAYS = 30
-OLDEST_S = 40 * 86_400.0
-AHEAD_S = 600.0
-"""A device's clock is believed from so long ago to so far ahead of ours."""
-
 CALL_S = 60.0
 MAX_QUEUE = 20_000
 MAX_DEVICES = 100_000
@@ -182,12 +178,6 @@ class Controller:
             )
         )
         self._started_at = time.time()
-        self._received: Counter[str] = Counter()
-        """Telemetry items since start, by kind."""
-        self._gaps_passed = 0
-        """Gaps that were given up."""
-        self._clock_odd = 0
-        """Of those, items whose device's clock could not be believed."""
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._ended = threading.Event()
 
@@ -202,12 +192,9 @@ class Controller:
         self._chunks_published = 0
         self._chunk_bytes_published = 0
         self._sender_cpu_s = 0.0
-        self._ledgers: dict[str, Ledger] = {}
-        self._gaps: set[str] = set()
-        """Devices of which a telemetry item is missing."""
+        self._ingest = Ingest(self._telemetry, self._books.counts)
         self._reissued: dict[str, float] = {}
 
-        self._items: list[Item] = []
         self._events: list[EventView] = []
         self._unsaved: set[str] = set()
         self._news = True
@@ -331,11 +318,15 @@ class Controller:
 
     def devices(self) -> list[DeviceView]:
         """Return every device ever heard of, by id."""
-        return self._ask(lambda: self._books.device_views(time.time()))
+        scores: dict[str, list[Totals]] = {}
+        for totals in self._telemetry.totals():
+            scores.setdefault(totals.device, []).append(totals)
+        return self._ask(lambda: self._books.device_views(scores, time.time()))
 
     def device(self, id: str) -> DeviceView:
         """Return one device."""
-        return self._ask(lambda: self._books.device_view(id, time.time()))
+        scores = self._telemetry.totals(id)
+        return self._ask(lambda: self._books.device_view(id, scores, time.time()))
 
     def start_rollout(self, request: RolloutRequest) -> RolloutView:
         """Start to bring a release to devices."""
@@ -458,7 +449,7 @@ class Controller:
         events: list[Any] = []
         with suppress(queue.Empty):
             events.append(self._queue.get(timeout=max(0.0, self._wake_at() - time.time())))
-            while len(events) < COMMIT_ITEMS:
+            while len(events) < MAX_TAKEN:
                 events.append(self._queue.get_nowait())
         return events
 
@@ -487,15 +478,12 @@ class Controller:
                 times += [
                     t for t in (self._sender.next_due(), self._courier.next_due()) if t is not None
                 ]
-            times += [t for t in (self._ledgers[id].gap_ends() for id in self._gaps) if t]
         return max(min(times), self._rest_until)
 
     def _turn(self, now: float) -> None:
         """Do what is due; what fails does not keep the rest from being done."""
         due: list[Callable[[], None]] = []
-        if self._commit_at is not None and (
-            now >= self._commit_at or len(self._items) >= COMMIT_ITEMS
-        ):
+        if self._commit_at is not None and (now >= self._commit_at or self._ingest.due):
             due.append(self._commit)
         if now >= self._step_at:
             self._news = False
@@ -565,13 +553,9 @@ class Controller:
                 if refused is not None:
                     log.debug("%s: fetch refused: %s", id, refused)
                 return
-            case Health() | ScoreWindow():
-                if isinstance(body, Health):
-                    self._census.hear_health(body, now)
-                else:
-                    self._census.hear(id, now)
-                if len(self._items) < MAX_BUFFERED:
-                    self._items.append(Item(body, now, counts=self._books.counts(body)))
+            case Batch():
+                self._census.hear(id, now)
+                self._hear_batch(body, heard.payload, now)
             case CommandResult():
                 self._census.hear(id, now)
                 self._hear_result(body)
@@ -605,6 +589,12 @@ class Controller:
             # We were restored from a backup: what we say must not look old to the device.
             self._reissued[id] = now
             self._apply([], [], [id], now)
+
+    def _hear_batch(self, batch: Batch, payload: bytes, now: float) -> None:
+        ledger = self._ingest.ledger(batch.device)
+        for health in batch.health:
+            self._census.hear_health(health, now, anew=ledger.restarts(health.boot, health.seq))
+        self._ingest.take(batch, payload, now)
 
     def _hear_result(self, result: CommandResult) -> None:
         known = self._store.command(result.device, result.id)
@@ -692,7 +682,6 @@ class Controller:
     # ---- what is published
 
     def _speak(self, now: float) -> None:
-        self._settle_gaps(now)
         if self._subscribe_at and now >= self._subscribe_at[0]:
             self._subscribe_at.pop(0)
             self._link.subscribe()
@@ -725,10 +714,9 @@ class Controller:
         finally:
             self._sender_cpu_s += time.thread_time() - began
 
-    def _acknowledge(self, devices: Iterable[str]) -> None:
-        for device in devices:
-            ack = Ack(device=device, seq=self._ledgers[device].acked)
-            self._link.publish(Topic(Kind.ACK, device), encode(ack))
+    def _acknowledge(self, acked: Mapping[str, int]) -> None:
+        for device, seq in acked.items():
+            self._link.publish(Topic(Kind.ACK, device), encode(Ack(device=device, seq=seq)))
 
     # ---- what is kept
 
@@ -738,61 +726,19 @@ class Controller:
 
     def _commit(self) -> None:
         """Store telemetry, devices and events; only then acknowledge."""
-        items = self._items
-        for item in items:
-            body = item.body
-            ledger = self._ledgers.setdefault(body.device, Ledger())
-            if ledger.restarts(body.boot, body.seq):
-                self._tell("telemetry", body.device, f"counts anew from {body.seq}")
-                self._store.forget_telemetry(body.device)
-        # First: what is in one and not in the other comes again, as it is not acknowledged.
-        messages = [_message(item) for item in items]
-        self._telemetry.commit(messages)
-        self._received.update(
-            "windows" if isinstance(item.body, ScoreWindow) else "health" for item in items
-        )
-        self._clock_odd += sum(_said(m.entries[0].item) != m.entries[0].at for m in messages)
-        for item in self._store.commit_telemetry(items):
-            if item.counts and isinstance(item.body, ScoreWindow):
-                self._books.add_up(item.body)
-        self._items = []
-        for item in items:
-            self._note(item.body.device, item.body.boot, item.body.seq, item.received_at)
-        self._store.save_devices(
-            (self._census.get(id), self._ledgers.setdefault(id, Ledger()).acked)
-            for id in self._unsaved
-        )
+        told = self._ingest.events()
+        acked = self._ingest.commit()
+        for event in told:
+            self._tell(event.kind, event.device, event.text)
+        self._store.save_devices([self._census.get(id) for id in self._unsaved])
         self._unsaved.clear()
         self._save_events()
         self._commit_at = None
-        self._acknowledge(dict.fromkeys(item.body.device for item in items))
-
-    def _note(self, device: str, boot: str, seq: int, received_at: float) -> None:
-        ledger = self._ledgers[device]
-        ledger.note(boot, seq, received_at)
-        if ledger.gap_ends() is None:
-            self._gaps.discard(device)
-        else:
-            self._gaps.add(device)
-
-    def _settle_gaps(self, now: float) -> None:
-        moved = []
-        for device in list(self._gaps):
-            ends = self._ledgers[device].gap_ends()
-            if ends is not None and ends <= now:
-                self._ledgers[device].settle(now)
-                self._gaps_passed += 1
-                moved.append(device)
-            if self._ledgers[device].gap_ends() is None:
-                self._gaps.discard(device)
-        if moved:
-            self._unsaved.update(moved)
-            self._commit_soon(now)
-            self._acknowledge(moved)
+        self._acknowledge(acked)
 
     def _tell(self, kind: str, subject: str, text: str) -> None:
         self._events.append(EventView(at=time.time(), kind=kind, subject=subject, text=text))
-        del self._events[:-COMMIT_ITEMS]
+        del self._events[:-MAX_EVENTS]
         self._commit_soon(time.time())
 
     def _save_events(self) -> None:
@@ -814,16 +760,18 @@ class Controller:
             chunks_sent=health.chunks_published,
             chunk_bytes_sent=health.chunk_bytes_published,
             chunks_refused=health.chunks_refused,
-            ingest=Ingest(
-                received=dict(self._received),
-                dropped=dict(self._link.dropped),
-                gaps=self._gaps_passed,
-                clock_odd=self._clock_odd,
+            ingest=IngestCounts(
+                received=dict(self._ingest.received),
+                dropped=dict(self._link.dropped + self._ingest.dropped),
+                missing=self._ingest.missing,
+                clock_odd=self._ingest.clock_odd,
             ),
         )
 
     def _day_before(self, model: str, at: float) -> ReportView:
-        return self.model_report(model, None, None, str(int(at) - RECENT_S), str(int(at)))
+        known, _ = self._ask(lambda: self._books.reported_on(model, None))
+        frame = Frame.over(model, None, None, int(at) - RECENT_S, int(at), int(at))
+        return report(frame, gather(frame, self._telemetry, known, {}, course=False))
 
     def _merge(self, now: float) -> None:
         self._telemetry.merge(now)
@@ -833,7 +781,7 @@ class Controller:
         return dict(reported.labels) if reported is not None else {}
 
     def _prune(self, now: float) -> None:
-        self._store.prune(now)
+        self._store.prune()
         if self._telemetry.prune(now):
             self._prune_at = now + RETRY_S  # there is more
         self._samples.prune(now)
@@ -851,24 +799,12 @@ class Controller:
             self._keep_release(release, self._offers_of(release))
         for (base, file), ways in self._blobs.deltas().items():
             self._keep_delta(base, file, ways)
-        for device, acked in self._store.devices():
+        for device in self._store.devices():
             self._census.restore(device)
-            self._ledgers[device.id] = Ledger(acked)
-        boots: dict[str, list[str]] = {}
-        for id, boot in self._store.boots():
-            boots.setdefault(id, []).append(boot)
-        for id, known in boots.items():
-            acked = self._ledgers[id].acked if id in self._ledgers else 0
-            self._ledgers[id] = Ledger(acked, tuple(known))
-        for id, boot, seq, received_at in self._store.unacked():
-            self._note(id, boot, seq, received_at)
         for id, assignment in self._store.assignments():
             self._books.assignments.setdefault(id, {})[assignment.model] = assignment
         for rollout in self._store.rollouts():
             self._books.rollouts[rollout.id] = rollout
-        for totals in self._store.totals():
-            key = (totals.manifest, totals.variant)
-            self._books.totals.setdefault(totals.device, {})[key] = totals
         for row in self._store.desired():
             self._issue(row, time.time())
 
@@ -1032,26 +968,6 @@ class Controller:
         if view.outcome == "waiting" and time.time() > expires_at:
             return view.model_copy(update={"outcome": "expired"})
         return view
-
-
-def _message(item: Item) -> Message:
-    """Return an item as the store of sums by time keeps it."""
-    body = item.body
-    said = _said(body)
-    if isinstance(body, ScoreWindow):
-        batch = Batch(device=body.device, windows=(body,))
-    else:
-        batch = Batch(device=body.device, health=(body,))
-    # By the device's clock, if that can be true.
-    likely = item.received_at - OLDEST_S <= said <= item.received_at + AHEAD_S
-    at = said if likely else int(item.received_at)
-    known = item.counts or isinstance(body, Health)
-    return Message(body.device, item.received_at, pack(batch), (Entry(body, at, known),))
-
-
-def _said(body: TelemetryItem) -> int:
-    """Return when an item happened by its device's clock."""
-    return body.end if isinstance(body, ScoreWindow) else body.at
 
 
 def _settled(view: CaptureRequestView, now: float) -> CaptureRequestView:

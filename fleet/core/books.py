@@ -32,7 +32,7 @@ from wire.codec import first_error
 from wire.ids import ReleaseRef
 from wire.manifest import Manifest, Variant
 from wire.manners import Manners
-from wire.telemetry import Health, ScoreWindow
+from wire.telemetry import ScoreWindow
 from wire.transfer import CHUNK_BYTES, Offer
 from wire.twin import Desired, DesiredRelease, Probation
 
@@ -54,7 +54,7 @@ class Release:
 
 
 class Books:
-    """Releases, devices, orders, rollouts and totals. Methods that refuse raise Refusal."""
+    """Releases, devices, orders and rollouts. Methods that refuse raise Refusal."""
 
     def __init__(self, shared: bool = True) -> None:
         """`shared`: frames go to whole waves."""
@@ -72,8 +72,6 @@ class Books:
         """Device -> revision of its latest Desired."""
         self.rollouts: dict[str, Rollout] = {}
         """By id, the oldest first."""
-        self.totals: dict[str, dict[tuple[str, str], Totals]] = {}
-        """Device -> (release digest, variant) -> totals."""
 
     # ---- releases
 
@@ -171,28 +169,22 @@ class Books:
             known = [device.id for device in self.census]
             raise Refusal(404, f"no device {id!r}{nearest(id, known)}", LIST_DEVICES)
 
-    def device_view(self, id: str, now: float) -> DeviceView:
-        """Return a device (404)."""
+    def device_view(self, id: str, totals: Iterable[Totals], now: float) -> DeviceView:
+        """Return a device with what its telemetry adds up to (404)."""
         self.check_device(id)
-        totals = self.totals.get(id, {}).values()
         return present.device_view(self.census.get(id), self.revisions.get(id, 0), totals, now)
 
-    def device_views(self, now: float) -> list[DeviceView]:
+    def device_views(self, totals: Mapping[str, Iterable[Totals]], now: float) -> list[DeviceView]:
         """Return every device, by id."""
-        return [self.device_view(id, now) for id in sorted(d.id for d in self.census)]
+        ids = sorted(device.id for device in self.census)
+        return [self.device_view(id, totals.get(id, ()), now) for id in ids]
 
-    def counts(self, item: ScoreWindow | Health) -> bool:
-        """Return whether an item is added to totals: windows of releases that we know."""
-        if not isinstance(item, ScoreWindow) or item.manifest not in self.releases:
-            return False
-        variants = self.releases[item.manifest].manifest.variants
-        return any(variant.name == item.variant for variant in variants)
-
-    def add_up(self, window: ScoreWindow) -> None:
-        """Add a window to the totals."""
-        totals = self.totals.setdefault(window.device, {})
-        key = (window.manifest, window.variant)
-        totals[key] = totals.get(key, Totals.of(window)).plus(window)
+    def counts(self, window: ScoreWindow) -> bool:
+        """Return whether a window is of a release that we know."""
+        release = self.releases.get(window.manifest)
+        return release is not None and any(
+            variant.name == window.variant for variant in release.manifest.variants
+        )
 
     # ---- orders
 

@@ -133,12 +133,12 @@ class Census:
         else:
             self._devices[known.id] = replace(self._devices[known.id], agents=others)
 
-    def hear_health(self, health: Health, now: float) -> None:
-        """Take in a health report; of one boot the highest sequence is the latest."""
+    def hear_health(self, health: Health, now: float, *, anew: bool = False) -> None:
+        """Take in a health report; the highest sequence is the latest, unless it began `anew`."""
         known = self.get(health.device)
         self._touch(known, now, retained=False)
         last = known.health
-        if last is None or last.boot != health.boot or last.seq < health.seq:
+        if last is None or anew or last.seq < health.seq:
             self._devices[known.id] = replace(self._devices[known.id], health=health)
 
     def hear(self, id: str, now: float) -> None:

@@ -181,14 +181,15 @@ DEVICE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Ingest:
+class IngestCounts:
     """What became of telemetry since the controller started."""
 
     received: Mapping[str, int] = field(default_factory=dict)
     """By kind: windows, health, events."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """By reason."""
-    gaps: int = 0
+    missing: int = 0
+    """Numbers that were passed over."""
     clock_odd: int = 0
 
 
@@ -207,7 +208,7 @@ class Snapshot:
     chunks_sent: int = 0
     chunk_bytes_sent: int = 0
     chunks_refused: int = 0
-    ingest: Ingest = Ingest()
+    ingest: IngestCounts = IngestCounts()
     alerts: tuple[tuple[str, str], ...] = ()
     """Rule and severity of each that fires."""
 
@@ -377,11 +378,11 @@ def _rollout_families(snapshot: Snapshot) -> Iterator[Family]:
     yield family
 
 
-def _ingest_families(ingest: Ingest) -> Iterator[Family]:
+def _ingest_families(ingest: IngestCounts) -> Iterator[Family]:
     yield Family(INGESTED, [((kind,), float(n)) for kind, n in sorted(ingest.received.items())])
     reasons = _words(Counter(ingest.dropped))
     yield Family(DROPPED, [((reason,), float(n)) for reason, n in sorted(reasons)])
-    yield Family(GAPS, [((), float(ingest.gaps))])
+    yield Family(GAPS, [((), float(ingest.missing))])
     yield Family(ODD_CLOCKS, [((), float(ingest.clock_odd))])
 
 

@@ -25,8 +25,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 from fleet.core.views import Refusal
 from wire.codec import DecodeError, Document, decode
 from wire.command import CommandResult
+from wire.packing import unpack
 from wire.sample import CaptureReport, Sample
-from wire.telemetry import Health, ScoreWindow
 from wire.topics import ROOT, RULES, Kind, Topic, build, controller_filters, parse
 from wire.transfer import FetchRequest
 from wire.twin import Reported, Status
@@ -45,8 +45,6 @@ _BODIES: dict[Kind, type[Document]] = {
     Kind.REPORTED: Reported,
     Kind.STATUS: Status,
     Kind.FETCH: FetchRequest,
-    Kind.HEALTH: Health,
-    Kind.SCORES: ScoreWindow,
     Kind.RESULT: CommandResult,
     Kind.SAMPLE: Sample,
     Kind.CAPTURE: CaptureReport,
@@ -60,6 +58,8 @@ class Heard:
     topic: Topic
     body: Document
     retained: bool
+    payload: bytes = b""
+    """Of a batch: as it travelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,21 +250,23 @@ class Link:
 
     def _take(self, message: mqtt.MQTTMessage) -> None:
         topic = parse(message.topic, self._root)
-        if topic is None or topic.kind not in _BODIES:
+        if topic is None or (topic.kind not in _BODIES and topic.kind is not Kind.BATCH):
             self._drop("topic", f"{message.topic}: not a topic of ours")
             return
         if message.retain and not RULES[topic.kind].retain:
             self._drop("retained", f"{message.topic}: retained, which it must not be")
             return
+        payload = bytes(message.payload)
+        packed = topic.kind is Kind.BATCH
         try:
-            body = decode(_BODIES[topic.kind], bytes(message.payload))
+            body = unpack(payload) if packed else decode(_BODIES[topic.kind], payload)
         except DecodeError as error:
             self._drop("malformed", f"{message.topic}: {error}")
             return
         if getattr(body, "device", topic.owner) != topic.owner:
             self._drop("device", f"{message.topic}: speaks for another device")
             return
-        self._post(Heard(topic, body, message.retain))
+        self._post(Heard(topic, body, message.retain, payload if packed else b""))
 
     def _drop(self, reason: str, text: str) -> None:
         self.dropped[reason] += 1

@@ -24,16 +24,12 @@ from fleet.core.books import Release
 from fleet.core.census import Device
 from fleet.core.errors import FleetError
 from fleet.core.rollout import Assignment, Rollout
-from fleet.core.scores import Totals
 from fleet.core.views import CommandView, EventView
 from wire.codec import decode, encode
 from wire.manifest import Manifest
 from wire.manners import Manners
-from wire.telemetry import Health, ScoreWindow
 from wire.twin import Probation
 
-TELEMETRY_DAYS = 7
-MAX_TELEMETRY = 500_000
 MAX_EVENTS = 10_000
 MAX_COMMANDS = 10_000
 
@@ -52,7 +48,6 @@ _devices = sa.Table(
     _meta,
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("state", sa.LargeBinary),
-    sa.Column("acked", sa.BigInteger),
 )
 _assignments = sa.Table(
     "assignments",
@@ -81,25 +76,6 @@ _desired = sa.Table(
     sa.Column("device", sa.Text, primary_key=True),
     sa.Column("revision", sa.BigInteger),
     sa.Column("document", sa.LargeBinary),
-)
-_telemetry = sa.Table(
-    "telemetry",
-    _meta,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("device", sa.Text),
-    sa.Column("boot", sa.Text),
-    sa.Column("seq", sa.BigInteger),
-    sa.Column("kind", sa.Text),
-    sa.Column("received_at", sa.Float),
-    sa.Column("body", sa.LargeBinary),
-)
-_totals = sa.Table(
-    "totals",
-    _meta,
-    sa.Column("device", sa.Text, primary_key=True),
-    sa.Column("manifest", sa.Text, primary_key=True),
-    sa.Column("variant", sa.Text, primary_key=True),
-    sa.Column("value", sa.LargeBinary),
 )
 _commands = sa.Table(
     "commands",
@@ -130,7 +106,6 @@ _alert_values = sa.Table(
 
 _DEVICE = TypeAdapter(Device)
 _ROLLOUT = TypeAdapter(Rollout)
-_TOTALS = TypeAdapter(Totals)
 _PROBATION = TypeAdapter(Probation)
 _MANNERS = TypeAdapter(Manners)
 
@@ -153,16 +128,6 @@ class Change:
     """(device, model, assignment or none)."""
     desired: Sequence[DesiredRow] = ()
     events: Sequence[EventView] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One telemetry message to commit."""
-
-    body: ScoreWindow | Health
-    received_at: float
-    counts: bool = True
-    """Whether it is added to the totals."""
 
 
 class Store:
@@ -216,13 +181,11 @@ class Store:
                 for row in connection.execute(sa.select(_releases))
             ]
 
-    def devices(self) -> list[tuple[Device, int]]:
-        """Return every device with its acknowledged telemetry sequence."""
+    def devices(self) -> list[Device]:
+        """Return every device."""
         with self._engine.connect() as connection:
-            return [
-                (_DEVICE.validate_json(row.state), row.acked)
-                for row in connection.execute(sa.select(_devices))
-            ]
+            rows = connection.execute(sa.select(_devices.c.state))
+            return [_DEVICE.validate_json(row.state) for row in rows]
 
     def assignments(self) -> list[tuple[str, Assignment]]:
         """Return (device, assignment) of every device and model."""
@@ -253,35 +216,6 @@ class Store:
         """Return the latest document of every device."""
         with self._engine.connect() as connection:
             return [DesiredRow(*row) for row in connection.execute(sa.select(_desired))]
-
-    def totals(self) -> list[Totals]:
-        """Return all running totals."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_totals.c.value))
-            return [_TOTALS.validate_json(row.value) for row in rows]
-
-    def unacked(self) -> list[tuple[str, str, int, float]]:
-        """Return (device, boot, seq, received_at) of committed items beyond an acknowledgement."""
-        query = (
-            sa.select(
-                _telemetry.c.device, _telemetry.c.boot, _telemetry.c.seq, _telemetry.c.received_at
-            )
-            .join(_devices, _devices.c.id == _telemetry.c.device)
-            .where(_telemetry.c.seq > _devices.c.acked)
-            .order_by(_telemetry.c.device, _telemetry.c.seq)
-        )
-        with self._engine.connect() as connection:
-            return [(r.device, r.boot, r.seq, r.received_at) for r in connection.execute(query)]
-
-    def boots(self) -> list[tuple[str, str]]:
-        """Return (device, boot) of every boot whose telemetry is kept, the oldest first."""
-        query = (
-            sa.select(_telemetry.c.device, _telemetry.c.boot)
-            .group_by(_telemetry.c.device, _telemetry.c.boot)
-            .order_by(sa.func.min(_telemetry.c.id))
-        )
-        with self._engine.connect() as connection:
-            return [(row.device, row.boot) for row in connection.execute(query)]
 
     def events(self, limit: int) -> list[EventView]:
         """Return the latest events, the newest first."""
@@ -346,46 +280,17 @@ class Store:
                 )
             _add_events(connection, change.events)
 
-    def commit_telemetry(self, items: Iterable[Item]) -> list[Item]:
-        """Keep new items and add their windows to the totals; return those that were new."""
-        fresh: list[Item] = []
+    def save_devices(self, devices: Iterable[Device]) -> None:
+        """Keep what is known of these devices."""
+        rows = [{"id": device.id, "state": _DEVICE.dump_json(device)} for device in devices]
+        if not rows:
+            return
+        statement = insert(_devices)
+        update = statement.on_conflict_do_update(
+            index_elements=["id"], set_={"state": statement.excluded.state}
+        )
         with self._transaction() as connection:
-            sums: dict[tuple[str, str, str], Totals] = {}
-            for item in items:
-                if _insert_item(connection, item):
-                    fresh.append(item)
-                    if item.counts and isinstance(item.body, ScoreWindow):
-                        _add_up(connection, sums, item.body)
-            for (device, manifest, variant), totals in sums.items():
-                _upsert(
-                    connection,
-                    _totals,
-                    ["device", "manifest", "variant"],
-                    device=device,
-                    manifest=manifest,
-                    variant=variant,
-                    value=_TOTALS.dump_json(totals),
-                )
-        return fresh
-
-    def save_devices(self, devices: Iterable[tuple[Device, int]]) -> None:
-        """Keep what is known of these devices, with their acknowledged sequence."""
-        with self._transaction() as connection:
-            for device, acked in devices:
-                _upsert(
-                    connection,
-                    _devices,
-                    ["id"],
-                    id=device.id,
-                    state=_DEVICE.dump_json(device),
-                    acked=acked,
-                )
-
-    def forget_telemetry(self, device: str) -> None:
-        """Drop the raw items of a device that counts anew; its totals stay."""
-        with self._transaction() as connection:
-            connection.execute(sa.update(_devices).where(_devices.c.id == device).values(acked=0))
-            connection.execute(sa.delete(_telemetry).where(_telemetry.c.device == device))
+            connection.execute(update, rows)
 
     def save_command(self, view: CommandView, expires_at: float) -> None:
         """Keep a command as it stands."""
@@ -416,18 +321,9 @@ class Store:
         with self._transaction() as connection:
             connection.execute(sa.delete(_rollouts).where(_rollouts.c.id.in_(ids)))
 
-    def prune(self, now: float) -> None:
-        """Drop what is old, and what is too much."""
+    def prune(self) -> None:
+        """Drop the oldest of what is too much."""
         with self._transaction() as connection:
-            newest = connection.scalar(sa.select(sa.func.max(_telemetry.c.id))) or 0
-            connection.execute(
-                sa.delete(_telemetry).where(
-                    sa.or_(
-                        _telemetry.c.received_at < now - TELEMETRY_DAYS * 86_400,
-                        _telemetry.c.id <= newest - MAX_TELEMETRY,
-                    )
-                )
-            )
             last = connection.scalar(sa.select(sa.func.max(_events.c.id))) or 0
             connection.execute(sa.delete(_events).where(_events.c.id <= last - MAX_EVENTS))
             kept = (
@@ -503,39 +399,6 @@ def _save_assignment(
         probation=_PROBATION.dump_json(assignment.probation),
         manners=_MANNERS.dump_json(assignment.manners),
     )
-
-
-def _insert_item(connection: sa.Connection, item: Item) -> bool:
-    body = item.body
-    done = connection.execute(
-        insert(_telemetry)
-        .values(
-            device=body.device,
-            boot=body.boot,
-            seq=body.seq,
-            kind="scores" if isinstance(body, ScoreWindow) else "health",
-            received_at=item.received_at,
-            body=encode(body, deflate=True),
-        )
-        .on_conflict_do_nothing()
-    )
-    return done.rowcount == 1
-
-
-def _add_up(
-    connection: sa.Connection, sums: dict[tuple[str, str, str], Totals], window: ScoreWindow
-) -> None:
-    key = (window.device, window.manifest, window.variant)
-    if key not in sums:
-        stored = connection.scalar(
-            sa.select(_totals.c.value).where(
-                _totals.c.device == key[0],
-                _totals.c.manifest == key[1],
-                _totals.c.variant == key[2],
-            )
-        )
-        sums[key] = Totals.of(window) if stored is None else _TOTALS.validate_json(stored)
-    sums[key] = sums[key].plus(window)
 
 
 def _add_events(connection: sa.Connection, events: Sequence[EventView]) -> None:

@@ -36,6 +36,9 @@ MERGE_ITEMS = 2000
 """Items merged in one transaction; more than that never wait long."""
 
 MERGE_S = 60.0
+MAX_WINDOW_S = 40 * DAY_S
+"""No window is longer, merged ones among them."""
+
 MAX_EVENTS = 200_000
 MAX_VALUES = 1000
 """Values of one label that are told apart; devices with others are summed as OTHER."""
@@ -87,18 +90,6 @@ class Message:
     entries: Sequence[Entry]
     complete: bool = False
     """All up to the last of them may be acknowledged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """An item that was committed, for who acknowledges it."""
-
-    device: str
-    boot: str
-    first: int
-    seq: int
-    received_at: float
-    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,8 +282,13 @@ class Telemetry:
 
     # ---- what comes in
 
-    def commit(self, messages: Iterable[Message]) -> None:
-        """Keep what came. An item whose (device, boot, seq) is there already changes nothing."""
+    def commit(
+        self, messages: Iterable[Message], ledgers: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Keep what came, and with it how far each device's telemetry has come in.
+
+        An item whose (device, boot, seq) is there already changes nothing.
+        """
         kept: list[dict[str, Any]] = []
         items: list[dict[str, Any]] = []
         events: list[dict[str, Any]] = []
@@ -345,9 +341,13 @@ class Telemetry:
             return
         with self._transaction() as connection:
             connection.execute(sa.insert(_messages), kept)
-            connection.execute(sa.insert(_items).prefix_with("OR IGNORE"), items)
+            if items:
+                connection.execute(sa.insert(_items).prefix_with("OR IGNORE"), items)
             if events:
-                connection.execute(sa.insert(_events).prefix_with("OR IGNORE"), events)
+                _add_events(connection, events)
+            if ledgers:
+                states = [{"device": id, "state": state} for id, state in ledgers.items()]
+                _replace(connection, _ledgers, states)
             if labels:
                 rows = [{"device": id, "labels": orjson.dumps(of)} for id, of in labels.items()]
                 _replace(connection, _labels, rows)
@@ -371,27 +371,17 @@ class Telemetry:
         """Return when what waits is to be merged at the latest."""
         return self._merged_at + MERGE_S
 
-    def merge(self, now: float, ledgers: Mapping[str, bytes] | None = None) -> int:
-        """Add the oldest items above the watermark to the sums; return how many are left.
-
-        `ledgers` are kept with them, as they stand after everything committed.
-        """
+    def merge(self, now: float) -> int:
+        """Add the oldest items above the watermark to the sums; return how many are left."""
         with self._transaction() as connection:
             rows = _raw(connection, self._merged, MERGE_ITEMS)
             devices: dict[sa.Table, _Tallies] = {}
             groups: dict[sa.Table, _Tallies] = {}
             for row, window in self._windows(rows):
-                tally = Tally()
-                tally.add(window)
+                tally = _sum_of(row.at, window)
                 self._spread(devices, groups, row.device, window, row.at, tally)
             for table, tallies in (*devices.items(), *groups.items()):
                 _add_up(connection, table, tallies)
-            if ledgers:
-                _replace(
-                    connection,
-                    _ledgers,
-                    [{"device": id, "state": state} for id, state in ledgers.items()],
-                )
             merged = rows[-1].id if rows else self._next_item - 1
             state = {"merged": merged, "messages": self._next_message - 1}
             _write_state(connection, state)
@@ -506,8 +496,8 @@ class Telemetry:
                 continue
             value = labels[label]
             start = row.at - row.at % width if width else 0
-            tally = tallies.setdefault((window.manifest, window.variant, value, start), Tally())
-            tally.add(window)
+            key = (window.manifest, window.variant, value, start)
+            tallies.setdefault(key, Tally()).merge(_sum_of(row.at, window))
         found = {}
         for key in sorted(tallies, key=lambda key: (key[3], *releases[key[0]], key[2], key[1])):
             model, version = releases[key[0]]
@@ -539,7 +529,7 @@ class Telemetry:
                     _add_numbers(sums, (device, manifest, variant), numbers)
             for row, window in self._pending(connection, query, releases):
                 key = (row.device, window.manifest, window.variant)
-                _add_numbers(sums, key, _counted(window))
+                _add_numbers(sums, key, _numbers_of(window))
         found = []
         for (device, manifest, variant), numbers in sorted(sums.items()):
             group = variant if query.by == "variant" else ""
@@ -565,7 +555,7 @@ class Telemetry:
             releases = _releases_of(connection, query)
             waiting: dict[tuple[str, int], dict[tuple[str, str], list[int]]] = {}
             for row, window in self._pending(connection, query, releases):
-                numbers = _counted(window)
+                numbers = _numbers_of(window)
                 sums = waiting.setdefault((window.manifest, row.at - row.at % width), {})
                 _add_numbers(sums, (row.device, window.variant), numbers)
             for table, since, until in _segments(_of_devices, query, step, _hours_from(connection)):
@@ -606,7 +596,7 @@ class Telemetry:
                         _merge_into(sums, key, _tally_of(row))
             for row, window in self._pending(connection, query, releases):
                 key = place(window.manifest, row.at, row.device, window.variant)
-                sums.setdefault(key, Tally()).add(window)
+                sums.setdefault(key, Tally()).merge(_sum_of(row.at, window))
         return [
             Slice(
                 group,
@@ -650,7 +640,7 @@ class Telemetry:
             }
             for row, window in self._windows(_raw(connection, _merged(connection), None, device)):
                 key = (row.device, window.manifest, window.variant)
-                tallies.setdefault(key, Tally()).add(window)
+                tallies.setdefault(key, Tally()).merge(_sum_of(row.at, window))
         return [
             tally.totals(str(key[0]), *releases[str(key[1])], str(key[1]), str(key[2]))
             for key, tally in sorted(tallies.items())
@@ -717,23 +707,9 @@ class Telemetry:
     # ---- what a controller reads when it starts
 
     def ledgers(self) -> list[tuple[str, bytes]]:
-        """Return the ledgers as they were kept by the latest merge."""
+        """Return how far each device's telemetry has come in, as it was committed."""
         with self._moment() as connection:
             return [(row.device, row.state) for row in connection.execute(sa.select(_ledgers))]
-
-    def unmerged(self) -> list[Seen]:
-        """Return the items that came after those ledgers, in the order they were committed."""
-        with self._moment() as connection:
-            query = (
-                sa.select(_items, _messages.c.received_at, _messages.c.complete)
-                .join(_messages, _messages.c.id == _items.c.message)
-                .where(_items.c.id > _merged(connection))
-                .order_by(_items.c.id)
-            )
-            return [
-                Seen(r.device, r.boot, r.first, r.seq, r.received_at, bool(r.complete))
-                for r in connection.execute(query)
-            ]
 
     # ---- what goes
 
@@ -783,7 +759,7 @@ _COUNTED = (
 _COUNTED_AT = [NUMBERS.index(name) for name in _COUNTED]
 
 
-def _counted(window: ScoreWindow) -> list[int]:
+def _numbers_of(window: ScoreWindow) -> list[int]:
     tally = Tally()
     tally.add(window)
     return [tally.numbers[place] for place in _COUNTED_AT]
@@ -857,6 +833,14 @@ def _event_row(id: int, event: DeviceEvent, at: int, received_at: float) -> dict
     }
 
 
+def _add_events(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
+    """Keep those events whose items were not there before."""
+    fresh = sa.select(_items.c.id).where(_items.c.id >= rows[0]["id"], _items.c.kind == EVENT)
+    ids = set(connection.scalars(fresh))
+    if kept := [row for row in rows if row["id"] in ids]:
+        connection.execute(sa.insert(_events), kept)
+
+
 def _replace(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
     """Insert rows, in place of those with the same key."""
     statement = insert(table)
@@ -922,6 +906,15 @@ def _add_up(connection: sa.Connection, table: sa.Table, tallies: _Tallies) -> No
 
 
 _WIDTH = len(NUMBERS)
+
+
+def _sum_of(at: int, window: ScoreWindow) -> Tally:
+    """Return a window as a sum, at a time that can be true."""
+    tally = Tally()
+    tally.add(window)
+    tally.until = at
+    tally.since = max(window.start, at - MAX_WINDOW_S) if at == window.end else at
+    return tally
 
 
 def _tally_of(row: Any) -> Tally:

@@ -95,7 +95,7 @@ def _know_devices(path: Path, manifest: Manifest, devices: int) -> None:
     now = time.time()
     known = [Device(each.device, each, last_seen=now, present_at=now) for each in reports]
     try:
-        store.save_devices((device, 0) for device in known)
+        store.save_devices(known)
     finally:
         store.close()
 

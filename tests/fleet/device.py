@@ -19,8 +19,9 @@ from delta.decode import decode as undo_delta
 from wire.codec import Document, decode, encode
 from wire.command import Command, CommandResult
 from wire.ids import digest_of
+from wire.packing import pack
 from wire.seal import Verifier
-from wire.telemetry import Ack, Health, ScoreWindow
+from wire.telemetry import Ack, Batch, DeviceEvent, Health, Item, ScoreWindow
 from wire.topics import RULES, Kind, Topic, artifact_filter, build, device_filters, parse
 from wire.transfer import CHUNK_BYTES, ChunkFrame, FetchRequest, FramePart, Offer, chunk_hash
 from wire.twin import (
@@ -112,9 +113,19 @@ class ScriptedDevice:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def send(self, item: ScoreWindow | Health) -> None:
-        kind = Kind.SCORES if isinstance(item, ScoreWindow) else Kind.HEALTH
-        self._publish(kind, item)
+    def send(self, *items: Item, complete: bool = True) -> None:
+        batch = Batch(
+            device=self.id,
+            windows=tuple(item for item in items if isinstance(item, ScoreWindow)),
+            health=tuple(item for item in items if isinstance(item, Health)),
+            events=tuple(item for item in items if isinstance(item, DeviceEvent)),
+            complete=complete,
+        )
+        self.send_bytes(pack(batch))
+
+    def send_bytes(self, payload: bytes) -> None:
+        """Send what may be no batch at all."""
+        self._client.publish(self._topic(Kind.BATCH), payload, RULES[Kind.BATCH].qos)
 
     def ask(self, request: FetchRequest) -> None:
         self._publish(Kind.FETCH, request)
@@ -143,10 +154,7 @@ class ScriptedDevice:
 
     def _publish(self, kind: Kind, body: Document) -> None:
         rule = RULES[kind]
-        deflate = kind in (Kind.HEALTH, Kind.SCORES)
-        self._client.publish(
-            self._topic(kind), encode(body, deflate=deflate), rule.qos, rule.retain
-        )
+        self._client.publish(self._topic(kind), encode(body), rule.qos, rule.retain)
 
     def _on_connect(self, client: mqtt.Client, *rest: object) -> None:
         filters = [*device_filters(self.id), *filter(None, [self._listening])]

@@ -21,7 +21,7 @@ from fleet.core.port import ControllerPort
 from fleet.core.sender import ECHO_S
 from fleet.core.views import Refusal, RolloutRequest, RolloutStatus, RolloutView
 from fleet.shell.blobs import CHUNK_BYTES
-from fleet.shell.store import Item, Store
+from fleet.shell.telemetry import Telemetry
 from tests.brokers import Broker, start_mosquitto, start_nats
 from tests.fleet.device import Script, ScriptedDevice, commits, refuses
 from tests.fleet.samples import sample_manifest
@@ -386,14 +386,14 @@ def test_telemetry_is_acknowledged_once_it_is_stored_and_counted_once(world: Wor
     for seq in (1, 2, 2, 1, 3):
         device.send(window(release, seq))
     wait_for(lambda: device.acks and device.acks[-1] == 3, "ack 3")
-    device.send(window(release, 5))
-    device.send(window(release, 5))
+    for _ in range(2):
+        device.send(window(release, 5), complete=False)
     wait_for(
         lambda: [s.requests for s in world.controller.device("cam-1").scores] == [40], "4 windows"
     )
 
-    assert max(device.acks) == 3, "4 is missing: the device must keep 4 and 5"
-    device.send(window(release, 4))
+    assert max(device.acks) == 3, "5 went ahead of 4: the device must keep both"
+    device.send(window(release, 4), window(release, 5))
     wait_for(lambda: device.acks[-1] == 5, "ack 5")
     score = world.controller.device("cam-1").scores[0]
     assert (score.requests, score.labelled, score.correct) == (50, 50, 45)
@@ -471,11 +471,11 @@ def test_a_disk_that_refuses_for_a_while_costs_no_telemetry(
     release = world.push(1)
     device = world.device("cam-1")
 
-    def full(self: Store, items: object) -> list[Item]:
+    def full(self: Telemetry, *rest: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "commit_telemetry", full)
+        patch.setattr(Telemetry, "commit", full)
         device.send(window(release, 1))
         time.sleep(1.5)
         unacknowledged = list(device.acks)
@@ -553,7 +553,7 @@ def test_what_comes_on_a_wrong_topic_or_malformed_changes_nothing(world: World) 
     world.say(Kind.STATUS, "cam-9", status, topic="farflung/d/zz/cam-9/status")
     world.say(Kind.REPORTED, "cam-8", report)
     world.say(Kind.REPORTED, "cam-7", status)
-    world.say(Kind.HEALTH, "cam-1", report)
+    world.say(Kind.BATCH, "cam-1", report)
     device = world.device("cam-2")
 
     assert [view.id for view in world.controller.devices()] == ["cam-1", "cam-2"]

@@ -4,74 +4,72 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.core.courier import Courier
-from fleet.core.ledger import GAP_S, Ledger
+from fleet.core.ledger import Ledger, Number
 from tests.fleet.core.worlds import T0
 
 
-@given(st.lists(st.integers(1, 12), max_size=40))
-def test_nothing_is_acknowledged_that_did_not_come(received: list[int]) -> None:
-    ledger = Ledger()
-
-    for seq in received:
-        ledger.note("boot", seq, T0)
-
-    expected = 0
-    while expected + 1 in received:
-        expected += 1
-    assert ledger.acked == expected
+def one(seq: int, boot: str = "boot", first: int | None = None) -> list[Number]:
+    return [Number(boot, first or seq, seq)]
 
 
-def test_a_gap_is_given_up_when_it_has_lasted() -> None:
-    ledger = Ledger()
-    for seq in (1, 2, 5, 6, 9):
-        ledger.note("boot", seq, T0)
+def test_a_complete_batch_is_acknowledged_and_what_it_skips_is_missing() -> None:
+    ledger = Ledger(acked=100, boots=("old",))
 
-    ledger.settle(T0 + GAP_S - 1)
-    early = ledger.acked
-    ledger.settle(T0 + GAP_S)
+    ledger.note([Number("old", 104, 104), Number("old", 105, 109)], complete=True)
+    ledger.note(one(107, "old"), complete=True)
 
-    assert early == 2
-    assert ledger.acked == 9
-    assert ledger.gap_ends() is None
+    assert ledger.acked == 109
+    assert ledger.missing == 3, "101 to 103; 105 to 108 were merged into 109"
 
 
-def test_a_gap_that_fills_is_not_waited_for() -> None:
-    ledger = Ledger()
-    ledger.note("boot", 2, T0)
-    ledger.note("boot", 1, T0 + 5)
+def test_what_overtakes_others_acknowledges_nothing_and_is_not_missing_later() -> None:
+    ledger = Ledger(acked=100, boots=("old",))
 
-    assert (ledger.acked, ledger.gap_ends()) == (2, None)
+    ledger.note(one(110, "new"), complete=False)
+    ahead = ledger.acked
+    ledger.note(one(120, "new", first=111), complete=True)
+
+    assert ahead == 100
+    assert (ledger.acked, ledger.missing) == (120, 9)
 
 
 def test_an_old_number_from_an_unknown_boot_starts_the_ledger_anew() -> None:
     ledger = Ledger(acked=100, boots=("old",))
 
     assert not ledger.restarts("old", 1), "a repeat"
+    assert ledger.repeats("old", 1)
     assert not ledger.restarts("new", 101), "an agent that restarted"
     assert ledger.restarts("new", 1), "a disk that was wiped"
-    ledger.note("new", 1, T0)
-    assert ledger.acked == 1
+    assert not ledger.repeats("new", 1)
+    ledger.note([Number("new", 1, 1), Number("new", 2, 2)], complete=True)
+    ledger.note(one(3, "new"), complete=True)
+    assert (ledger.acked, ledger.missing) == (3, 0)
 
 
-def test_a_complete_batch_is_acknowledged_whatever_is_missing() -> None:
-    ledger = Ledger(acked=100, boots=("old",))
+def test_a_controller_that_is_new_to_a_device_misses_nothing_of_before() -> None:
+    ledger = Ledger()
 
-    ledger.note_batch([("new", 700)], complete=False)
-    ahead = (ledger.acked, ledger.gap_ends())
-    ledger.note_batch([("old", 205), ("old", 220)], complete=True)
-    ledger.note_batch([("old", 150)], complete=True)
+    ledger.note(one(5000, first=4990), complete=True)
 
-    assert ahead == (100, None), "it overtook others, and nobody waits for them"
-    assert (ledger.acked, ledger.gap_ends()) == (220, None)
+    assert (ledger.acked, ledger.missing) == (5000, 0)
 
 
-def test_a_batch_of_a_wiped_device_starts_the_ledger_anew() -> None:
-    ledger = Ledger(acked=100, boots=("old",))
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3), st.booleans()), max_size=30))
+def test_a_ledger_that_was_kept_goes_on_as_if_nothing_had_been(
+    batches: list[tuple[int, int, bool]],
+) -> None:
+    ledger, kept = Ledger(), Ledger()
 
-    ledger.note_batch([("new", 1), ("new", 2)], complete=True)
-    ledger.note_batch([("new", 3)], complete=True)
+    for seq, merged, complete in batches:
+        number = one(seq, first=max(1, seq - merged))
+        ledger.note(number, complete=complete)
+        kept = Ledger.load(kept.dump())
+        kept.note(number, complete=complete)
 
-    assert ledger.acked == 3
+    assert kept.dump() == ledger.dump()
+    assert ledger.acked == max(
+        (seq for seq, _, complete in batches if complete), default=ledger.acked
+    )
 
 
 def test_an_order_is_sent_again_with_growing_pauses_until_it_is_taken_up() -> None:

@@ -100,7 +100,7 @@ def test_both_roles_talk_at_qos_1_along_the_topic_table(broker: RunningBroker) -
 
     for topic in (DESIRED, COMMAND, DATA):
         controller.publish(topic, b"from the controller")
-    for topic in (REPORTED, RESULT, build(Topic(Kind.HEALTH, "cam-1"))):
+    for topic in (REPORTED, RESULT, build(Topic(Kind.BATCH, "cam-1"))):
         device.publish(topic, b"from the device")
 
     eventually(lambda: len(device.heard) >= 3 and len(controller.heard) >= 3)

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command as alembic
+from alembic.config import Config
+from pydantic import TypeAdapter
 
-from fleet.core.census import Census
+from fleet.core.census import Census, Device
 from fleet.core.errors import FleetError
 from fleet.core.gate import Answer, Standing
 from fleet.core.rollout import Assignment, Told
-from fleet.core.scores import Totals
 from fleet.core.views import CommandView, EventView
-from fleet.shell.store import MAX_EVENTS, TELEMETRY_DAYS, Change, DesiredRow, Item, Release, Store
-from tests.fleet.core.test_scores import window
+from fleet.shell import migrations
+from fleet.shell.store import MAX_EVENTS, Change, DesiredRow, Release, Store
 from tests.fleet.core.worlds import T0, report, rollout_of, status
 from tests.fleet.samples import sample_manifest
+from wire.codec import encode
 from wire.manners import Manners
 from wire.twin import Phase, Probation, Reason
 
@@ -54,14 +57,14 @@ def test_all_that_was_written_is_there_after_a_restart(store: Store) -> None:
     store.apply(
         Change([rollout], [("a", "digits", assignment)], [DesiredRow("a", 4, b"sealed")], [event()])
     )
-    store.save_devices([(census.get("a"), 17)])
+    store.save_devices([census.get("a")])
     store = reopened(store)
 
     assert store.releases() == [release]
     assert store.rollouts() == [rollout]
     assert store.assignments() == [("a", assignment)]
     assert store.desired() == [DesiredRow("a", 4, b"sealed")]
-    assert store.devices() == [(census.get("a"), 17)]
+    assert store.devices() == [census.get("a")]
     assert store.events(10) == [event(), event()]
 
 
@@ -76,22 +79,39 @@ def test_an_order_comes_back_with_its_manners(store: Store) -> None:
     assert reopened(store).assignments() == [("cam-1", order)]
 
 
-def test_a_store_of_before_manners_is_brought_up_to_date(store: Store) -> None:
-    manifest = sample_manifest(1)
-    order = Assignment("digits", 1, manifest.digest, "r-1", manners=Manners(bytes_per_s=9))
-    store.add_release(Release(manifest.digest, manifest, T0), event())
-    store.apply(Change(assignments=[("cam-1", "digits", order)]))
-    path = Path(str(store._engine.url.database))
-    store.close()
+def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path, manifest = tmp_path / "old.db", sample_manifest(1)
+    device = Census().get("cam-1")
+    order = Assignment("digits", 1, manifest.digest, "r-1")
+    of_version(path, "0001")
     with sqlite3.connect(path) as connection:
-        connection.execute("ALTER TABLE assignments DROP COLUMN manners")
-        connection.execute("DROP TABLE alert_values")
-        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.execute(
+            "INSERT INTO releases VALUES (?, ?, 1, ?, ?)",
+            (manifest.digest, "digits", encode(manifest), T0),
+        )
+        state = TypeAdapter(Device).dump_json(device)
+        connection.execute("INSERT INTO devices VALUES (?, ?, 17)", (device.id, state))
+        connection.execute(
+            "INSERT INTO assignments VALUES ('cam-1', 'digits', ?, 1, 'r-1', 'rollout', ?)",
+            (manifest.digest, order.probation.model_dump_json()),
+        )
 
-    again = Store(path)
+    store = Store(path)
 
-    assert again.assignments() == [("cam-1", replace(order, manners=Manners()))]
-    again.close()
+    assert store.assignments() == [("cam-1", order)]
+    assert store.devices() == [device]
+    store.close()
+
+
+def of_version(path: Path, version: str) -> None:
+    """Make a store as it was then."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.upgrade(config, version)
+    engine.dispose()
 
 
 def test_what_alerts_need_is_kept_by_kind_and_forgotten_on_demand(store: Store) -> None:
@@ -123,28 +143,6 @@ def test_a_decision_is_stored_whole_or_not_at_all(store: Store) -> None:
     assert store.rollouts() == []
 
 
-def test_a_window_that_comes_twice_counts_once(store: Store) -> None:
-    first = store.commit_telemetry([Item(window(1), T0), Item(window(2), T0), Item(window(1), T0)])
-    store = reopened(store)
-    second = store.commit_telemetry([Item(window(2), T0), Item(window(3), T0)])
-
-    assert [item.body.seq for item in (*first, *second)] == [1, 2, 3]
-    totals = Totals.of(window(1)).plus(window(1)).plus(window(2)).plus(window(3))
-    assert store.totals() == [totals]
-    assert store.boots() == [("a", "b")]
-
-
-def test_items_beyond_the_acknowledgement_are_known_after_a_restart(store: Store) -> None:
-    store.save_devices([(Census().get("a"), 1)])
-    store.commit_telemetry([Item(window(n), T0) for n in (1, 2, 4)])
-
-    assert store.unacked() == [("a", "b", 2, T0), ("a", "b", 4, T0)]
-    store.forget_telemetry("a")
-    assert store.unacked() == []
-    assert store.devices()[0][1] == 0
-    assert store.totals()[0].requests == 7, "what was counted stays counted"
-
-
 def test_commands_keep_their_answer(store: Store) -> None:
     view = CommandView(id="c-1", device="a", verb="ping", outcome="waiting")
     store.save_command(view, T0 + 60)
@@ -154,14 +152,11 @@ def test_commands_keep_their_answer(store: Store) -> None:
     assert store.command("b", "c-1") is None
 
 
-def test_old_telemetry_and_too_many_events_go_and_totals_stay(store: Store) -> None:
-    store.commit_telemetry([Item(window(1), T0), Item(window(2), T0 + 86_400)])
+def test_too_many_events_go(store: Store) -> None:
     store.add_events([event(str(n)) for n in range(MAX_EVENTS + 5)])
 
-    store.prune(T0 + TELEMETRY_DAYS * 86_400 + 1)
+    store.prune()
 
-    assert store.totals()[0].requests == 3
-    assert [item.body.seq for item in store.commit_telemetry([Item(window(2), T0)])] == []
     assert len(store.events(2 * MAX_EVENTS)) == MAX_EVENTS
 
 
@@ -187,7 +182,7 @@ def test_a_store_of_a_newer_version_is_refused_with_a_clear_line(store: Store) -
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
 
-    with pytest.raises(FleetError, match=r"of version 0003 or older, got 9999") as refused:
+    with pytest.raises(FleetError, match=r"of version 0004 or older, got 9999") as refused:
         Store(path)
 
     assert refused.value.next_step == "a newer farflung wrote it: upgrade this one"
