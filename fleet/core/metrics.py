@@ -16,6 +16,7 @@ from fleet.core.census import Census, Device
 from fleet.core.report_views import ReleaseReportView, ReportView
 from fleet.core.rollout import Rollout
 from fleet.core.scores import Totals
+from fleet.core.tally import Tally
 from fleet.core.views import RolloutStatus
 from wire.metrics import (
     DEVICE_HEALTH,
@@ -300,11 +301,10 @@ def _label_name(name: str) -> str:
 
 
 def _by_release(totals: Iterable[Totals]) -> dict[Ref, Totals]:
-    sums: dict[Ref, Totals] = {}
+    sums: dict[Ref, Tally] = {}
     for each in totals:
-        ref = (each.model, each.version)
-        sums[ref] = sums[ref].merge(each) if ref in sums else each
-    return sums
+        sums.setdefault((each.model, each.version), Tally()).merge(Tally.of_totals(each))
+    return {ref: each.totals("", *ref, "", "") for ref, each in sums.items()}
 
 
 def _device_families(snapshot: Snapshot, refs: Sequence[Ref]) -> Iterator[Family]:

@@ -129,6 +129,9 @@ class Records(Protocol):
     def slices(self, query: Query, step: Step | None) -> list[Slice]:
         """Return the sums of windows by release, group and step."""
 
+    def devices(self, query: Query) -> list[DeviceCounts]:
+        """Return the counts of each device over the whole time."""
+
     def slices_of_devices(self, query: Query, step: Step) -> list[Slice]:
         """Return slices whose devices are those of `devices_by_step`; it may take a while."""
 
@@ -149,8 +152,10 @@ def gather(
     records: Records,
     releases: Sequence[tuple[Manifest, str]],
     labels: Mapping[int, Sequence[str]],
+    *,
+    course: bool = True,
 ) -> Material:
-    """Return what a report is made of."""
+    """Return what a report is made of; without `course` its steps tell no accuracy."""
     label = None if frame.by == "device" else frame.by
     query = Query(frame.model, frame.version, frame.since, frame.until)
     step: Step = "hour" if frame.step_s == HOUR_S else "day"
@@ -158,8 +163,11 @@ def gather(
     devices: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     accuracies = {}
     lenses = {each.version: Lens.of(each, steps) for each, _ in releases}
+    counted = replace(query, by=label)
+    if not course:
+        return Material(releases, labels, steps, devices=records.devices(counted))
     # A step at a time: all of them together are more than a controller's memory may hold.
-    for start, counts in records.devices_by_step(replace(query, by=label), step):
+    for start, counts in records.devices_by_step(counted, step):
         for each in counts:
             key, numbers = each[:_NAMED], each[_NAMED:]
             known = devices.get(key)

@@ -4,6 +4,7 @@ However often it is asked, the controller's loop only hands over what it knows; 
 writing are done on the thread of whoever asks.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +20,17 @@ from wire.metrics import Buckets, Family
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+_log = logging.getLogger(__name__)
+
 CACHE_S = 2.0
 STATISTICS_S = 30.0
-"""How long accuracy and drift stand: they are of a whole day."""
+"""How long accuracy and drift stand at least: they are of a whole day."""
+
+REST = 20
+"""And so many times as long as it took to look at them."""
+
+FIRST_S = 5.0
+"""The first page waits so long for them, no other does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,10 @@ class Metrics:
         self._snapshot: Snapshot | None = None
         self._taken_at = float("-inf")
         self._families: list[Family] | None = None
-        self._reports: list[ReportView] = []
-        self._reported_at = float("-inf")
+        self._reports: list[ReportView] | None = None
+        """None: nobody has looked yet."""
+        self._judge_at = float("-inf")
+        self._judge: threading.Thread | None = None
 
     def page(self, accept: str, device: str | None = None) -> Page:
         """Return the page of the fleet, or of one device.
@@ -68,7 +79,7 @@ class Metrics:
             if device is None:
                 if self._families is None:
                     self._families = list(
-                        fleet_families(snapshot, self._sources.totals(), self._judge(snapshot))
+                        fleet_families(snapshot, self._sources.totals(), self._judged(snapshot))
                     )
                 families = self._families
         if device is not None:
@@ -83,13 +94,28 @@ class Metrics:
             self._families = None
         return self._snapshot
 
-    def _judge(self, snapshot: Snapshot) -> list[ReportView]:
-        now = time.monotonic()
-        if now - self._reported_at >= STATISTICS_S or not self._reports:
+    def _judged(self, snapshot: Snapshot) -> list[ReportView]:
+        """Return accuracy and drift as they were looked at last; that is done beside the pages."""
+        idle = self._judge is None or not self._judge.is_alive()
+        if idle and time.monotonic() >= self._judge_at:
+            self._judge = threading.Thread(
+                target=self._look_at, args=(snapshot,), name="metrics", daemon=True
+            )
+            self._judge.start()
+        if self._reports is None and self._judge is not None:
+            self._judge.join(FIRST_S)
+        return self._reports or []
+
+    def _look_at(self, snapshot: Snapshot) -> None:
+        began = time.monotonic()
+        try:
             models = dict.fromkeys(model for model, _ in judged(snapshot))
             self._reports = [self._sources.report(model, snapshot.at) for model in models]
-            self._reported_at = now
-        return self._reports
+        except Exception as error:
+            # A full disk, or the end of the controller: the next look may fare better.
+            _log.warning("metrics: accuracy and drift stay as they were: %s", error)
+        now = time.monotonic()
+        self._judge_at = now + max(STATISTICS_S, REST * (now - began))
 
     def _of_device(self, snapshot: Snapshot, id: str) -> list[Family]:
         for device in snapshot.devices:

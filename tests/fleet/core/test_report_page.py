@@ -38,7 +38,9 @@ def test_the_page_is_well_formed_and_holds_the_numbers() -> None:
     picture = svg(full())
 
     told = words(picture)
-    assert {"digits@1", "90.0%", "98.0%", "~91.0%", "cat", "dog", "moved", "brightness"} <= set(told)
+    assert {"digits@1", "90.0%", "98.0%", "~91.0%", "cat", "dog", "moved", "brightness"} <= set(
+        told
+    )
     assert "cat → dog" in told and "By site" in told and "ulm" in told
     assert ET.fromstring(picture).findtext(f"{SVG}title") == "Report on digits@1"
     assert "nan" not in picture.lower().replace("nan_share", "") and "inf" not in picture
