@@ -172,7 +172,7 @@ class Controller:
         self._metrics = Metrics(
             Sources(
                 snapshot=lambda: self._ask(self._snapshot),
-                totals=self._telemetry.totals,
+                totals=self._telemetry.fleet_totals,
                 report=self._day_before,
                 device_totals=self._telemetry.totals,
             )

@@ -44,6 +44,9 @@ MAX_VALUES = 1000
 """Values of one label that are told apart; devices with others are summed as OTHER."""
 
 OTHER = "(other)"
+FLEET = ""
+"""In place of a device, of the sums of all."""
+
 MAX_LABELS = 64
 """Labels by which is summed; devices may have others."""
 
@@ -380,6 +383,8 @@ class Telemetry:
             for row, window in self._windows(rows):
                 tally = _sum_of(row.at, window)
                 self._spread(devices, groups, row.device, window, row.at, tally)
+            for (_, *release), tally in list(devices.get(_totals, {}).items()):
+                _tally(devices, _totals, (FLEET, *release)).merge(tally)
             for table, tallies in (*devices.items(), *groups.items()):
                 _add_up(connection, table, tallies)
             merged = rows[-1].id if rows else self._next_item - 1
@@ -628,18 +633,26 @@ class Telemetry:
         return found
 
     def totals(self, device: str | None = None) -> list[Totals]:
-        """Return all that every variant of every release ever did (on one device)."""
+        """Return all that every variant of every release ever did, by device (on one device)."""
+        if device is not None:
+            return self._ever(_totals.c.device == device, device)
+        return self._ever(_totals.c.device != FLEET, None)
+
+    def fleet_totals(self) -> list[Totals]:
+        """Return all that every variant of every release ever did on all devices together."""
+        return self._ever(_totals.c.device == FLEET, None, whole=True)
+
+    def _ever(
+        self, rows: sa.ColumnElement[bool], device: str | None, *, whole: bool = False
+    ) -> list[Totals]:
         with self._moment() as connection:
             releases = _releases_of(connection, None)
-            query = sa.select(_totals)
-            if device is not None:
-                query = query.where(_totals.c.device == device)
             tallies: dict[_Key, Tally] = {
                 (row.device, row.manifest, row.variant): _tally_of(row)
-                for row in connection.execute(query)
+                for row in connection.execute(sa.select(_totals).where(rows))
             }
             for row, window in self._windows(_raw(connection, _merged(connection), None, device)):
-                key = (row.device, window.manifest, window.variant)
+                key = (FLEET if whole else row.device, window.manifest, window.variant)
                 tallies.setdefault(key, Tally()).merge(_sum_of(row.at, window))
         return [
             tally.totals(str(key[0]), *releases[str(key[1])], str(key[1]), str(key[2]))

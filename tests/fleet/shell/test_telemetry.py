@@ -131,6 +131,9 @@ def test_sums_are_exact_whatever_is_merged_restarted_or_said_twice(
             assert told == []
             continue
         assert named(told[0].totals) == named(whole(mine))
+        [ever] = [each for each in store.fleet_totals() if each.version == version]
+        assert ever == named(whole(mine))
+        assert {each.device for each in store.totals()} == {each.device for each in windows}
         by_site = {
             each.group: each.totals for each in store.slices(Query("digits", version, by="site"))
         }
