@@ -11,6 +11,7 @@ show, and whether the answers got worse. Drift alone is a reason to look, never 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 
 from fleet.core.statistics.distances import jensen_shannon, population_stability_index
 from fleet.core.statistics.hysteresis import Hysteresis
@@ -27,8 +28,11 @@ repeat each other four times as many."""
 _EDGE_SAMPLES = 2
 """The outer edges are the reference's extremes: its two samples next to "outside"."""
 _LEAST_EXPECTED = 5.0
-_FEWEST_SLICES = 8
+_FEWEST_SLICES = 4
+_FEWEST_LONGER = 8
 _REPEATING = 1.5
+_UPPER = 1.645
+"""Of a normal distribution one in twenty is further above its mean, in standard deviations."""
 _YEAR_WINDOWS_S = 365 * 86_400
 
 
@@ -51,8 +55,14 @@ class DesignEffect:
     """How many samples of a stream say what one independent sample would."""
 
     effect: float = 1.0
+    """As measured, at least 1."""
     freedom: float = math.inf
     """Degrees of freedom of the measurement; infinite for a number that is known."""
+
+    @property
+    def upper(self) -> float:
+        """What it may well be: one in twenty measurements is so far too low."""
+        return self.effect * (1 + _UPPER * math.sqrt(2 / self.freedom))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +128,8 @@ def feature_drift(
     changed, and p is that of the smallest of them. Both samples are random: a reference is never
     taken for the truth.
 
-    `design` is what `design_effect` measured: live counts weigh so many times less. Classes have
-    no bins apart: `apart` is 0.
+    `design` is what `design_effect` measured: live counts weigh so many times less, in p by the
+    upper end of the measurement. Classes have no bins apart: `apart` is 0.
 
     Raises:
         ValueError: the bins differ in number: the manifest and the agent disagree.
@@ -131,13 +141,14 @@ def feature_drift(
             f"drift: expected counts of the same bins, got {len(reference)} and {len(live)}"
         )
     first, second = sum(reference), sum(live)
-    thin = max(1.0, design.effect)
+    thin, upper = max(1.0, design.effect), max(1.0, design.upper)
     independent = second / thin
-    # So few runs of samples that repeat each other differ more in length than a mean tells.
-    needed = 4 * samples if thin > _REPEATING else samples
-    if first < samples or independent < needed:
+    if first < samples or independent < samples:
         return None
-    parts = _parts(reference, [count / thin for count in live], apart, design)
+    # So few runs of samples that repeat each other differ more in length than a mean tells.
+    if upper > _REPEATING and second / upper < 4 * samples:
+        return None
+    parts = _parts(reference, [count / upper for count in live], apart, design)
     part, smallest = min(parts, key=lambda one: one[1])
     distance = jensen_shannon(reference, live)
     used = sum(1 for one, other in zip(reference, live, strict=True) if one or other)
@@ -278,7 +289,7 @@ def design_effect(slices: Iterable[Sequence[int]]) -> DesignEffect:
     samples differ between slices as a multinomial has it; what they differ more is the effect,
     1 for independent samples, 19 where each frame repeats the one before in nine of ten cases.
     Where neighbouring slices resemble each other too, longer ones are tried, while eight are
-    left, and the largest effect counts. Fewer than eight slices measure nothing: then the
+    left, and the largest effect counts. Fewer than four slices measure nothing: then the
     effect is 1, and the stream is taken for independent samples.
 
     A change in the middle of the slices also makes them differ: it costs power, never alarms.
@@ -287,40 +298,38 @@ def design_effect(slices: Iterable[Sequence[int]]) -> DesignEffect:
     Thomas and Rao 1987 (the F correction for a measured effect).
     """
     rows = [row for row in slices if sum(row)]
-    best = DesignEffect()
+    best: DesignEffect | None = None
     shorter: DesignEffect | None = None
-    while len(rows) >= _FEWEST_SLICES:
+    while len(rows) >= (_FEWEST_SLICES if shorter is None else _FEWEST_LONGER):
         measured = _between(rows)
         if measured is None:
             break
+        found = [measured]
         if shorter is not None:
             # What slices miss falls with their length, so twice the length misses half.
-            whole = DesignEffect(2 * measured.effect - shorter.effect, measured.freedom / 4)
-            best = max(best, whole, key=lambda one: one.effect)
-        best = max(best, measured, key=lambda one: one.effect)
+            found.append(DesignEffect(2 * measured.effect - shorter.effect, measured.freedom / 4))
+        best = max([*found, best or measured], key=lambda one: one.effect)
         shorter = measured
         rows = [
             [a + b for a, b in zip(one, other, strict=True)]
             for one, other in zip(rows[::2], rows[1::2], strict=False)
         ]
-    return best
+    # Slices that differ less than chance has it were measured all the same, not known.
+    return DesignEffect() if best is None else DesignEffect(max(1.0, best.effect), best.freedom)
 
 
 def _between(rows: Sequence[Sequence[int]]) -> DesignEffect | None:
     """Return the chi-square of homogeneity of the rows over its degrees of freedom."""
-    columns = [column for column in zip(*rows, strict=True) if sum(column)]
-    sizes = [sum(row) for row in rows]
-    total = sum(sizes)
-    if len(columns) < 2:
+    columns = [sum(column) for column in zip(*rows, strict=True)]
+    used = sum(1 for column in columns if column)
+    total = sum(columns)
+    if used < 2:
         return None
-    statistic = 0.0
-    for column in columns:
-        share = sum(column) / total
-        statistic += sum(
-            (count - size * share) ** 2 / (size * share)
-            for count, size in zip(column, sizes, strict=True)
-        )
-    freedom = (len(rows) - 1) * (len(columns) - 1)
+    # The sum of (count - expected)^2 / expected, multiplied out: reports ask for it often.
+    each = [1 / column if column else 0.0 for column in columns]
+    squares = math.fsum(sum(map(mul, map(mul, row, row), each)) / sum(row) for row in rows)
+    statistic = max(0.0, total * (squares - 1))
+    freedom = (len(rows) - 1) * (used - 1)
     return DesignEffect(statistic / freedom, freedom)
 
 
