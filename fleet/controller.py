@@ -56,6 +56,7 @@ from fleet.core.sender import Chunk, Sender
 from fleet.core.suppression import MIN_DEVICES
 from fleet.core.views import (
     CommandView,
+    DeviceEventView,
     DeviceView,
     EventView,
     HealthView,
@@ -111,6 +112,7 @@ RESUBSCRIBE_S = ((1.0, 2.0), (5.0, 15.0))
 DELTA_WAIT_S = 10.0
 """How long a rollout waits for deltas before it begins without them."""
 
+EVENTS_SHOWN = 5
 REISSUE_S = 10.0
 COMMAND_S = 60
 SAMPLES_BYTES = 1024 * 1024 * 1024
@@ -321,12 +323,19 @@ class Controller:
         scores: dict[str, list[Totals]] = {}
         for totals in self._telemetry.totals():
             scores.setdefault(totals.device, []).append(totals)
-        return self._ask(lambda: self._books.device_views(scores, time.time()))
+        return self._ask(
+            lambda: [
+                self._device_view(id, scores.get(id, ()))
+                for id in sorted(device.id for device in self._census)
+            ]
+        )
 
     def device(self, id: str) -> DeviceView:
         """Return one device."""
-        scores = self._telemetry.totals(id)
-        return self._ask(lambda: self._books.device_view(id, scores, time.time()))
+        scores, events = self._telemetry.totals(id), self._telemetry.events(id, limit=EVENTS_SHOWN)
+        view = self._ask(lambda: self._device_view(id, scores))
+        told = [DeviceEventView(at=e.at, kind=e.event.kind, text=e.event.text) for e in events]
+        return view.model_copy(update={"events": tuple(told)})
 
     def start_rollout(self, request: RolloutRequest) -> RolloutView:
         """Start to bring a release to devices."""
@@ -841,6 +850,10 @@ class Controller:
             chunks_refused=self._sender.refused,
             sender_cpu_s=self._sender_cpu_s + self._link.cpu_s,
         )
+
+    def _device_view(self, id: str, scores: Iterable[Totals]) -> DeviceView:
+        missing = self._ingest.ledger(id).missing
+        return self._books.device_view(id, scores, missing, time.time())
 
     def _check_file(self, manifest: Manifest, file: File) -> None:
         if not self._blobs.has(file.digest):

@@ -185,6 +185,8 @@ def device_show(device: DeviceView, now: float) -> Lines:
         *(("pipeline", words) for words in _pipelines(device)),
         *(("api", address) for address in device.api),
         *(("refused", text) for text in device.refusals),
+        ("missing", f"{device.missing} reports never came" if device.missing else ""),
+        *(("told", f"{ago(now - each.at)}: {each.text}") for each in device.events),
     ]
     return [f"{device.id}  {_presence(device, now)}", *_facts(facts)]
 

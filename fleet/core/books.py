@@ -72,6 +72,8 @@ class Books:
         """Device -> revision of its latest Desired."""
         self.rollouts: dict[str, Rollout] = {}
         """By id, the oldest first."""
+        self.quarantined: dict[str, str] = {}
+        """Release -> why no rollout may bring it."""
 
     # ---- releases
 
@@ -109,14 +111,28 @@ class Books:
 
     def release_view(self, model: str, version: int) -> ReleaseView:
         """Return a release with its manifest (404)."""
-        release = self.find_release(model, version)
-        return present.release_view(release.manifest, release.digest, release.pushed_at, whole=True)
+        return self._release_view(self.find_release(model, version), whole=True)
 
     def release_views(self, model: str | None) -> list[ReleaseView]:
         """Return all releases (of one model), newest version first."""
         chosen = [r for r in self.releases.values() if model in (None, r.manifest.model)]
         chosen.sort(key=lambda r: (r.manifest.model, -r.manifest.version))
-        return [present.release_view(r.manifest, r.digest, r.pushed_at) for r in chosen]
+        return [self._release_view(each) for each in chosen]
+
+    def _release_view(self, release: Release, *, whole: bool = False) -> ReleaseView:
+        manifest = release.manifest
+        view = present.release_view(manifest, release.digest, release.pushed_at, whole=whole)
+        reason = self.quarantined.get(str(manifest.ref))
+        return view if reason is None else view.model_copy(update={"quarantined": reason})
+
+    def check_free(self, release: str) -> None:
+        """Refuse a release that is in quarantine (409)."""
+        if release in self.quarantined:
+            raise Refusal(
+                409,
+                f"{release} is in quarantine: {self.quarantined[release]}",
+                f"fleet model release {release}",
+            )
 
     def reported_on(
         self, model: str, version: int | None
@@ -169,15 +185,13 @@ class Books:
             known = [device.id for device in self.census]
             raise Refusal(404, f"no device {id!r}{nearest(id, known)}", LIST_DEVICES)
 
-    def device_view(self, id: str, totals: Iterable[Totals], now: float) -> DeviceView:
-        """Return a device with what its telemetry adds up to (404)."""
+    def device_view(
+        self, id: str, totals: Iterable[Totals], missing: int, now: float
+    ) -> DeviceView:
+        """Return a device with what its telemetry adds up to, and how much is missing (404)."""
         self.check_device(id)
-        return present.device_view(self.census.get(id), self.revisions.get(id, 0), totals, now)
-
-    def device_views(self, totals: Mapping[str, Iterable[Totals]], now: float) -> list[DeviceView]:
-        """Return every device, by id."""
-        ids = sorted(device.id for device in self.census)
-        return [self.device_view(id, totals.get(id, ()), now) for id in ids]
+        device, revision = self.census.get(id), self.revisions.get(id, 0)
+        return present.device_view(device, revision, totals, missing, now)
 
     def counts(self, window: ScoreWindow) -> bool:
         """Return whether a window is of a release that we know."""
@@ -317,6 +331,7 @@ class Books:
         if not 0 <= limit <= 100:
             raise Refusal(422, f"max_refused_percent: expected 0 to 100, got {limit}")
         release = self.find_release(ref.model, ref.version)
+        self.check_free(str(release.manifest.ref))
         facts = {device.id: device.facts for device in self.census}
         devices = select(parse_target(request.to), facts)
         manners = Manners(bytes_per_s=request.bytes_per_s, windows=request.windows)

@@ -21,13 +21,11 @@ def implausible(window: ScoreWindow) -> str:
         return "classes"
     if any(abs(count) > MAX_COUNT for count in _counts(window)):
         return "size"
-    if any(abs(count) > MAX_COUNT * MILLION for count in _sums(window)):
-        return "size"
     if window.correct > window.labelled:
         return "labels"
-    answers = sum(window.confidence.values())
-    if window.confidence_sum > MILLION * max(answers, window.requests, 1):
-        return "confidence"
+    estimate = window.estimate
+    if estimate and max(estimate.sum_p, estimate.spread) > MILLION * estimate.samples:
+        return "estimate"
     return ""
 
 
@@ -54,10 +52,3 @@ def _counts(window: ScoreWindow) -> Iterable[int]:
                     golden.deviating)  # fmt: skip
     if window.estimate is not None:
         yield window.estimate.samples
-
-
-def _sums(window: ScoreWindow) -> Iterable[int]:
-    yield window.confidence_sum
-    yield from (row[1] for row in window.calibration.values())
-    if window.estimate is not None:
-        yield from (window.estimate.sum_p, window.estimate.spread)

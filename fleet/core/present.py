@@ -40,7 +40,7 @@ def release_view(
 
 
 def device_view(
-    device: Device, desired_revision: int, totals: Iterable[Totals], now: float
+    device: Device, desired_revision: int, totals: Iterable[Totals], missing: int, now: float
 ) -> DeviceView:
     """Return a device; its scores in the order their releases came."""
     reported = device.reported or Reported(
@@ -62,6 +62,7 @@ def device_view(
         refusals=reported.refusals,
         health=device.health.model_dump(mode="json") if device.health else None,
         scores=tuple(score_view(each) for each in sorted(totals, key=lambda t: t.since)),
+        missing=missing,
     )
 
 

@@ -75,6 +75,8 @@ class ReleaseView(View):
     variants: tuple[VariantView, ...]
     metrics: dict[str, float]
     pushed_at: float
+    quarantined: str | None = None
+    """Why no new rollout may bring it; None: one may."""
     manifest: Manifest | None = None
 
 
@@ -114,6 +116,16 @@ class ScoreView(View):
     error_p95: float | None = None
 
 
+class DeviceEventView(View):
+    """Something that a device told of itself."""
+
+    at: float
+    """By the device's clock, if that is likely."""
+    kind: str
+    """gap, dropped, clock, deployment, crash, consent or other."""
+    text: str
+
+
 class DeviceView(View):
     """One device as the controller knows it."""
 
@@ -134,6 +146,10 @@ class DeviceView(View):
     health: dict[str, Any] | None = None
     """The latest wire.telemetry.Health, as JSON."""
     scores: tuple[ScoreView, ...] = ()
+    missing: int = 0
+    """Items of its telemetry that never came: dropped on the device, or lost with its disk."""
+    events: tuple[DeviceEventView, ...] = ()
+    """The latest that it told of, the newest first; of a single device alone."""
 
 
 class RolloutStatus(StrEnum):
