@@ -297,9 +297,12 @@ class Store:
         with self._transaction() as connection:
             _upsert(connection, _commands, ["id"], **view.model_dump(), expires_at=expires_at)
 
-    def save_alert_values(self, changes: Iterable[tuple[str, str, bytes | None]]) -> None:
-        """Keep values by (kind, id); None: forget it."""
+    def save_alert_values(
+        self, changes: Iterable[tuple[str, str, bytes | None]], events: Sequence[EventView] = ()
+    ) -> None:
+        """Keep values by (kind, id), None: forget it; and with them events."""
         with self._transaction() as connection:
+            _add_events(connection, events)
             for kind, id, value in changes:
                 if value is None:
                     connection.execute(
