@@ -17,6 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from agent.config import load_config
 from agent.shell.bundle import read_seal, unpack
 from fleet.controller import Controller
+from fleet.core.export import Asked
 from fleet.core.port import ControllerPort
 from fleet.core.sender import ECHO_S
 from fleet.core.views import Refusal, RolloutRequest, RolloutStatus, RolloutView
@@ -420,6 +421,27 @@ def test_a_report_tells_of_a_window_as_soon_as_it_is_acknowledged_and_after_a_re
     assert (told.requests, again.requests) == (10, 10)
     [labelled] = [each for each in told.accuracy if each.kind == "labelled"]
     assert (labelled.samples, labelled.correct) == (10, 9)
+
+
+def test_an_export_holds_what_a_report_does_and_names_nobody_unasked(world: World) -> None:
+    release = world.push(1)
+    devices = [world.device(id, labels={"site": "berlin"}) for id in ("cam-1", "cam-2")]
+    now = int(time.time())
+    for device in devices:
+        told = {"device": device.id, "start": now - 60, "end": now}
+        device.send(window(release, 1).model_copy(update=told))
+    wait_for(lambda: all(device.acks for device in devices), "the acknowledgements")
+
+    def rows(by: str | None, least: int) -> list[tuple[str, int, int]]:
+        asked = Asked(release.model, 1, by, min_devices=least)
+        lines = world.controller.telemetry_export(asked)
+        told = [line.row for line in lines if line.row is not None]
+        return [(row.group, row.devices, row.requests) for row in told]
+
+    assert rows(None, 1) == [("", 2, 20)]
+    assert rows("site", 2) == [("berlin", 2, 20)]
+    assert rows("device", 1) == [("cam-1", 1, 10), ("cam-2", 1, 10)]
+    assert rows("site", 3) == rows(None, 3) == []
 
 
 def test_totals_and_acknowledgements_survive_a_restart(world: World) -> None:
