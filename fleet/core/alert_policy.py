@@ -203,6 +203,11 @@ class AccuracyRule(_ModelRule):
     def _bounded(self) -> Self:
         if (self.below is None) == (self.drop is None):
             raise ValueError("expected either below or drop")
+        if self.evidence == "estimated" and "rollback" in self.actions:
+            raise ValueError(
+                "estimated accuracy alone never rolls back: it follows the inputs, and is blind to"
+                " what became of their labels; let a rule about labelled or golden accuracy do it"
+            )
         if self.evidence == "golden" and self.drop is not None and self.per != "device":
             raise ValueError('golden accuracy with drop needs per = "device"')
         if self.clear is not None and self.below is not None and self.clear < self.below:
