@@ -11,6 +11,7 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -326,6 +327,9 @@ class Segments:
     def let_go(self) -> None:
         """Close the newest segment; the next write begins another one."""
         if self._fd is not None:
+            # What is remembered later must not be on the disk before what is written here.
+            with suppress(OSError):
+                self.sync()
             os.close(self._fd)
             self._fd = None
 

@@ -1,4 +1,6 @@
+import base64
 import errno
+import json
 import logging
 import os
 import subprocess
@@ -10,6 +12,7 @@ import pytest
 
 from agent.shell.outbox.outbox import DAY_S, LEAST_FIRST, Outbox
 from agent.shell.outbox.segments import SPARE_BYTES
+from wire.codec import encode
 from wire.packing import unpack
 from wire.telemetry import Batch, DeviceEvent, Health, Histogram, Item, ScoreWindow
 
@@ -523,3 +526,66 @@ def test_merging_on_a_full_disk_never_counts_twice(
 
 def test_every_kind_has_its_place_in_the_order() -> None:
     assert LEAST_FIRST == ("health", "window", "event")
+
+
+# ---- the directory of agents before this one
+
+
+def as_before(item: Health | ScoreWindow) -> str:
+    kind = "health" if isinstance(item, Health) else "scores"
+    body = base64.b64encode(encode(item, deflate=True)).decode()
+    return json.dumps({"seq": item.seq, "kind": kind, "body": body}) + "\n"
+
+
+def test_what_an_earlier_agent_left_goes_out_and_its_numbers_go_on(tmp_path: Path) -> None:
+    left = [window(seq) if seq % 2 else health(seq) for seq in range(7, 27)]
+    for part in (left[:12], left[12:]):
+        path = tmp_path / f"{part[0].seq:020d}.jsonl"
+        path.write_text("".join(as_before(item) for item in part) + '{"seq": 99, "kin')
+
+    outbox = Outbox(tmp_path, LARGE)
+    outbox.enqueue(window(27))
+
+    assert (outbox.last_seq(), outbox.acked, outbox.owed_since) == (27, 6, None)
+    assert items(outbox) == [*left, window(27)]
+
+
+def test_what_an_earlier_agent_may_have_sent_is_not_merged(tmp_path: Path) -> None:
+    left = [window(seq) for seq in range(1, 101)]
+    (tmp_path / f"{1:020d}.jsonl").write_text("".join(as_before(item) for item in left))
+
+    outbox = Outbox(tmp_path, SMALL)
+    fill(outbox, 1000, first=101)
+
+    found = items(outbox)
+    assert [item.seq for item in found[:100]] == list(range(1, 101))
+    assert outbox.merged > 500
+    assert requests_of(found) == sum(range(1, 101)) + sum(range(101, 1101, 2))
+
+
+# ---- the spare room
+
+
+def test_on_a_full_disk_what_waits_can_still_be_sent_and_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox(tmp_path, SMALL)
+    fill(outbox, 60)
+    capacity = sum(path.stat().st_size for path in tmp_path.iterdir())
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        if sum(path.stat().st_size for path in tmp_path.iterdir()) + len(data) > capacity:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data)
+
+    full(monkeypatch, write)
+    first = outbox.batch()
+    assert first is not None
+    outbox.forget(first.last)
+    fill(outbox, 6, first=61)
+
+    assert [*unpack(first.body).items(), *items(outbox)][-6:] == [
+        window(seq) if seq % 2 else health(seq) for seq in range(61, 67)
+    ]
+    assert outbox.dropped == 0
