@@ -22,7 +22,7 @@ from wire.telemetry import MILLION, Batch, Estimate, Golden, Histogram, ScoreWin
 from wire.twin import Reported
 
 CLASSES, FEATURES, BINS = 10, 8, 10
-SITES, LINES = 10, 4
+SITES = 10
 KINDS, OF_A_KIND = 25, 8
 TOGETHER = 100
 """Devices whose day is committed at once."""
@@ -49,9 +49,8 @@ def device_id(number: int) -> str:
 
 
 def labels_of(device: str) -> dict[str, str]:
-    """Return the labels of a device: its site, and its line there."""
-    number = int(device.removeprefix("cam-"))
-    return {"site": f"site-{number % SITES}", "line": str(number % LINES)}
+    """Return the labels of a device: its site."""
+    return {"site": f"site-{int(device.removeprefix('cam-')) % SITES}"}
 
 
 def fill(data: Path, manifest: Manifest, devices: int, days: int, hours: int) -> None:
@@ -149,7 +148,7 @@ def _windows(manifest: Manifest, kind: int, hours: int) -> Iterator[dict[str, An
             "latency": Histogram(bins=bins),
             "predicted": _counts(requests, np.ones(CLASSES)),
             "confidence": confidence,
-            "confidence_sum": sum((c + 0.5) / 20 * n for c, n in confidence.items()) * MILLION // 1,
+            "confidence_sum": sum((2 * c + 1) * n for c, n in confidence.items()) * MILLION // 40,
             "labelled": labelled,
             "correct": correct,
             "confusion": confusion,
