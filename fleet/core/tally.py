@@ -130,12 +130,14 @@ class Tally:
         flat: list[Any] = []
         maps: list[dict[Any, Any]] = [self.latency, self.errors, *self.counts, *self.rows]
         for counts in maps:
-            flat += [list(counts), [_held(each) for each in counts.values()]]
+            flat += [list(counts), list(counts.values())]
         return flat
 
     def held(self, most: int = MOST) -> list[int]:
         """Return the numbers, as far as a table holds them."""
-        return [_held(number, most) for number in self.numbers]
+        if max(self.numbers) <= most:
+            return self.numbers
+        return [min(number, most) for number in self.numbers]
 
     @classmethod
     def of(cls, numbers: Iterable[int], since: int, until: int, rest: list[Any]) -> "Tally":
@@ -198,13 +200,13 @@ _WINDOWS = NUMBERS.index("windows")
 _NOISED = _COUNTS.index("noised")
 
 
-def _held(count: Any, most: int = MOST) -> Any:
-    """Return a number, or a row of them, that a table holds: what devices that lie add up to ends
+def held(rest: Any) -> Any:
+    """Return the rest of a tally as far as a table holds it: what devices that lie add up to ends
     there, and their next window is no error.
     """
-    if isinstance(count, list):
-        return [_held(each, most) for each in count]
-    return count if -most <= count <= most else most if count > 0 else -most
+    if isinstance(rest, list):
+        return [held(each) for each in rest]
+    return rest if isinstance(rest, str) else max(-MOST, min(MOST, rest))
 
 
 def _add(mine: dict[Any, int], theirs: Mapping[Any, int]) -> None:

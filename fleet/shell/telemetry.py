@@ -24,7 +24,7 @@ from sqlalchemy.dialects.sqlite import insert
 from fleet.core.errors import FleetError
 from fleet.core.query import DeviceCounts, Query, Slice, Step
 from fleet.core.scores import Totals
-from fleet.core.tally import MOST, MOST_OF_DEVICE, NUMBERS, Tally
+from fleet.core.tally import MOST, MOST_OF_DEVICE, NUMBERS, Tally, held
 from wire.packing import unpack
 from wire.telemetry import DeviceEvent, Health, Item, ScoreWindow
 
@@ -912,10 +912,17 @@ def _add_up(connection: sa.Connection, table: sa.Table, tallies: _Tallies) -> No
     for key, tally in tallies.items():
         values: dict[str, Any] = dict(zip(names, key, strict=True))
         values.update(zip(NUMBERS, tally.held(most), strict=True))
-        values.update(since=tally.since, until=tally.until, rest=orjson.dumps(tally.rest()))
+        values.update(since=tally.since, until=tally.until, rest=_dumped(tally))
         sums.append(values)
     if sums:
         _replace(connection, table, sums)
+
+
+def _dumped(tally: Tally) -> bytes:
+    try:
+        return orjson.dumps(tally.rest())
+    except orjson.JSONEncodeError:  # a number of more than 64 bits
+        return orjson.dumps(held(tally.rest()))
 
 
 _WIDTH = len(NUMBERS)
