@@ -19,8 +19,6 @@ class Kind(StrEnum):
     REPORTED = "reported"
     STATUS = "status"
     FETCH = "fetch"
-    HEALTH = "health"
-    SCORES = "scores"
     BATCH = "batch"
     SAMPLE = "sample"
     CAPTURE = "capture"
@@ -53,8 +51,6 @@ RULES: dict[Kind, Rule] = {
     Kind.REPORTED: Rule("d/{bucket}/{device}/reported", "device", 1, True, "Reported"),
     Kind.STATUS: Rule("d/{bucket}/{device}/status", "device", 1, True, "Status"),
     Kind.FETCH: Rule("d/{bucket}/{device}/fetch", "device", 0, False, "FetchRequest"),
-    Kind.HEALTH: Rule("d/{bucket}/{device}/t/health", "device", 1, False, "Health, deflated"),
-    Kind.SCORES: Rule("d/{bucket}/{device}/t/scores", "device", 1, False, "ScoreWindow, deflated"),
     Kind.BATCH: Rule("d/{bucket}/{device}/t/batch", "device", 1, False, "Batch, packed"),
     Kind.SAMPLE: Rule("d/{bucket}/{device}/t/sample", "device", 1, False, "Sample"),
     Kind.CAPTURE: Rule("d/{bucket}/{device}/t/capture", "device", 1, False, "CaptureReport"),
@@ -94,7 +90,7 @@ def build(topic: Topic, root: str = ROOT) -> str:
             return f"{base}/cmd/{topic.verb}/{topic.id}"
         case Kind.RESULT:
             return f"{base}/cmd/{topic.verb}/{topic.id}/result"
-        case Kind.HEALTH | Kind.SCORES | Kind.BATCH | Kind.SAMPLE | Kind.CAPTURE:
+        case Kind.BATCH | Kind.SAMPLE | Kind.CAPTURE:
             return f"{base}/t/{topic.kind}"
         case Kind.OWN_INDEX | Kind.OWN_DATA:
             return f"{base}/a/{digest_hex(topic.id)}/{topic.kind.removeprefix('own_')}"
@@ -128,7 +124,7 @@ def _parse(levels: list[str]) -> Topic | None:
             match rest:
                 case [("desired" | "ack" | "reported" | "status" | "fetch" | "samples") as kind]:
                     return Topic(Kind(kind), device)
-                case ["t", ("health" | "scores" | "batch" | "sample" | "capture") as kind]:
+                case ["t", ("batch" | "sample" | "capture") as kind]:
                     return Topic(Kind(kind), device)
                 case ["a", hexed, ("index" | "data") as part]:
                     index = f"sha256:{hexed}"
