@@ -7,7 +7,6 @@ Whoever is not acknowledged sends again, so nothing is lost that is dropped here
 is dropped is counted. Owned by the controller's loop.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 
@@ -116,7 +115,7 @@ class Ingest:
         for message, numbers in waiting:
             ledger = ledgers.get(message.device)
             if ledger is None:
-                ledger = ledgers[message.device] = copy.deepcopy(self.ledger(message.device))
+                ledger = ledgers[message.device] = self.ledger(message.device).copy()
             ledger.note(numbers, complete=message.complete)
         states = {id: ledger.dump() for id, ledger in ledgers.items()}
         self._telemetry.commit([message for message, _ in waiting], states)

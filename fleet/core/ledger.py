@@ -71,6 +71,12 @@ class Ledger:
                 self.acked = seq
         self._ahead = {ahead: None for ahead in self._ahead if ahead > self.acked}
 
+    def copy(self) -> "Ledger":
+        """Return one that can be changed apart."""
+        other = Ledger(self.acked, tuple(self._boots), self.missing)
+        other._ahead = self._ahead.copy()
+        return other
+
     def dump(self) -> bytes:
         """Return all of it, to be kept."""
         return json.dumps([self.acked, [*self._boots], self.missing, [*self._ahead]]).encode()

@@ -1,8 +1,6 @@
 """What no honest device can have counted. A window that says so counts for nothing."""
 
-from collections.abc import Iterable
-
-from wire.telemetry import MILLION, ScoreWindow
+from wire.telemetry import MILLION, Estimate, Golden, ScoreWindow, Shadow
 
 MAX_COUNT = 10**10
 """Of anything in one window, which merged may be a month long: 4,000 a second all the time."""
@@ -19,7 +17,7 @@ def implausible(window: ScoreWindow) -> str:
     classes = (window.predicted, window.confusion, window.noised)
     if any(len(each) > MAX_CLASSES for each in classes):
         return "classes"
-    if any(abs(count) > MAX_COUNT for count in _counts(window)):
+    if _most(window) > MAX_COUNT:
         return "size"
     if window.correct > window.labelled:
         return "labels"
@@ -29,26 +27,28 @@ def implausible(window: ScoreWindow) -> str:
     return ""
 
 
-def _counts(window: ScoreWindow) -> Iterable[int]:
-    yield from (
+def _most(window: ScoreWindow) -> int:
+    """Return the largest of all counts."""
+    values = window.value_errors
+    maps = (
+        window.latency.bins, window.predicted, window.confidence, window.confusion,
+        window.outcomes, values.bins if values is not None else {},
+    )  # fmt: skip
+    parts = (window.shadow, window.golden, window.estimate)
+    largest: int = max(
         window.requests, window.errors, window.drops, window.labelled, window.correct,
         window.slo_misses, window.orphan_labels, window.epsilon_windows,
+        *(max(counts.values()) for counts in maps if counts),
+        *map(abs, window.noised.values()),
+        *(max(row) for row in window.drift.values() if row),
+        *(max(samples, right) for samples, _, right in window.calibration.values()),
+        *(getattr(part, name) for part in parts if part is not None for name in _OF[type(part)]),
     )  # fmt: skip
-    yield from window.latency.bins.values()
-    for counts in (window.predicted, window.confidence, window.confusion, window.outcomes,
-                   window.noised):  # fmt: skip
-        yield from counts.values()
-    for row in window.drift.values():
-        yield from row
-    for samples, _, right in window.calibration.values():
-        yield from (samples, right)
-    if window.value_errors is not None:
-        yield from window.value_errors.bins.values()
-    if (shadow := window.shadow) is not None:
-        yield from (shadow.pairs, shadow.disagreements, shadow.labelled, shadow.worse,
-                    shadow.better, shadow.dropped, shadow.errors)  # fmt: skip
-    if (golden := window.golden) is not None:
-        yield from (golden.runs, golden.samples, golden.flips, golden.labelled, golden.correct,
-                    golden.deviating)  # fmt: skip
-    if window.estimate is not None:
-        yield window.estimate.samples
+    return largest
+
+
+_OF: dict[type, tuple[str, ...]] = {
+    Shadow: ("pairs", "disagreements", "labelled", "worse", "better", "dropped", "errors"),
+    Golden: ("runs", "samples", "flips", "labelled", "correct", "deviating"),
+    Estimate: ("samples",),
+}

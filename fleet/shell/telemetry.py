@@ -378,14 +378,7 @@ class Telemetry:
         """Add the oldest items above the watermark to the sums; return how many are left."""
         with self._transaction() as connection:
             rows = _raw(connection, self._merged, MERGE_ITEMS)
-            devices: dict[sa.Table, _Tallies] = {}
-            groups: dict[sa.Table, _Tallies] = {}
-            for row, window in self._windows(rows):
-                tally = _sum_of(row.at, window)
-                self._spread(devices, groups, row.device, window, row.at, tally)
-            for (_, *release), tally in list(devices.get(_totals, {}).items()):
-                _tally(devices, _totals, (FLEET, *release)).merge(tally)
-            for table, tallies in (*devices.items(), *groups.items()):
+            for table, tallies in self._spread(self._hours(rows)).items():
                 _add_up(connection, table, tallies)
             merged = rows[-1].id if rows else self._next_item - 1
             state = {"merged": merged, "messages": self._next_message - 1}
@@ -396,26 +389,31 @@ class Telemetry:
         self._merged_at = now
         return self.pending()
 
-    def _spread(  # noqa: PLR0917
-        self,
-        devices: dict[sa.Table, _Tallies],
-        groups: dict[sa.Table, _Tallies],
-        device: str,
-        window: ScoreWindow | Totals,
-        at: int,
-        tally: Tally,
-    ) -> None:
-        """Add a sum wherever it belongs."""
-        manifest, variant = window.manifest, window.variant
-        _tally(devices, _totals, (device, manifest, variant)).merge(tally)
-        pairs = [("", ""), *self._labels_of(device).items()]
-        for step in (HOUR_S, DAY_S):
-            start = at - at % step
-            key = (manifest, start, device, variant)
-            _tally(devices, _of_devices[step], key).merge(tally)
-            for label, value in pairs:
-                place = (manifest, label, start, value, variant)
-                _tally(groups, _of_groups[step], place).merge(tally)
+    def _hours(self, rows: Iterable[Any]) -> _Tallies:
+        """Add windows up by manifest, hour, device and variant."""
+        hours: _Tallies = {}
+        for row, window in self._windows(rows):
+            start = row.at - row.at % HOUR_S
+            key = (window.manifest, start, row.device, window.variant)
+            hours.setdefault(key, Tally()).merge(_sum_of(row.at, window))
+        return hours
+
+    def _spread(self, hours: _Tallies) -> dict[sa.Table, _Tallies]:
+        """Add hours of devices up wherever they belong."""
+        sums: dict[sa.Table, _Tallies] = {_of_devices[HOUR_S]: hours}
+        of_hours = _of_groups[HOUR_S]
+        for (manifest, start, device, variant), tally in hours.items():
+            _tally(sums, _totals, (device, manifest, variant)).merge(tally)
+            day = int(start) - int(start) % DAY_S
+            _tally(sums, _of_devices[DAY_S], (manifest, day, device, variant)).merge(tally)
+            for label, group in (("", ""), *self._labels_of(str(device)).items()):
+                _tally(sums, of_hours, (manifest, label, start, group, variant)).merge(tally)
+        for (manifest, of, start, value, variant), tally in sums.get(of_hours, {}).items():
+            day = int(start) - int(start) % DAY_S
+            _tally(sums, _of_groups[DAY_S], (manifest, of, day, value, variant)).merge(tally)
+            if of == "":
+                _tally(sums, _totals, (FLEET, manifest, variant)).merge(tally)
+        return sums
 
     def _labels_of(self, device: str) -> dict[str, str]:
         """Return the labels under which a device is summed, and as which value of each."""
@@ -929,9 +927,8 @@ _WIDTH = len(NUMBERS)
 
 
 def _sum_of(at: int, window: ScoreWindow) -> Tally:
-    """Return a window as a sum, at a time that can be true."""
-    tally = Tally()
-    tally.add(window)
+    """Return a window as a sum to be read, at a time that can be true."""
+    tally = Tally.of_window(window)
     tally.until = at
     tally.since = max(window.start, at - MAX_WINDOW_S) if at == window.end else at
     return tally
