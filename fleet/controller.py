@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fleet.core import report_asked
+from fleet.core.alert_port import AlertsPort
 from fleet.core.books import MAX_FILES, Books, Release
 from fleet.core.cohort import parse_target, select
 from fleet.core.courier import Courier
@@ -73,6 +74,7 @@ from fleet.shell.metrics import Metrics, Sources
 from fleet.shell.samples import Samples
 from fleet.shell.store import Change, DesiredRow, Store
 from fleet.shell.telemetry import Telemetry
+from fleet.upkeep import Levers, Nobody, Upkeep
 from wire import VERSION
 from wire.bundle import BundleSeal, bundle_bytes, write_bundle
 from wire.codec import encode
@@ -151,13 +153,15 @@ class Controller:
         shared: bool = True,
         samples_bytes: int = SAMPLES_BYTES,
         samples_days: int = SAMPLES_DAYS,
+        alerts: Path | None = None,
     ) -> None:
         """Open everything in `data_dir`; nothing is sent before `start`.
 
-        Unless `shared`, devices are told to ask for frames on topics of their own.
+        Unless `shared`, devices are told to ask for frames on topics of their own. `alerts` is
+        the policy for alerts, where it is not in `data_dir`.
 
         Raises:
-            FleetError: the store or the key cannot be used.
+            FleetError: the store, the key or the policy cannot be used.
             Refusal: 422, the broker's URL makes no sense.
         """
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -208,6 +212,21 @@ class Controller:
         """When to ask for the retained state once more, the earliest first."""
         self._prune_at = 0.0
         self._restore()
+        levers = Levers(
+            ask=self._ask,
+            publish=self._link.publish,
+            start_rollout=self._start_rollout,
+            turn=self._turn_to,
+            send_command=self._send_command,
+        )
+        self._upkeep = Upkeep(
+            self._books, self._store, self._telemetry, levers, Nobody, data_dir, alerts
+        )
+
+    @property
+    def upkeep(self) -> AlertsPort:
+        """Alerts, and what they do."""
+        return self._upkeep.port
 
     @property
     def public_key(self) -> bytes:
@@ -223,11 +242,13 @@ class Controller:
         if not self._thread.is_alive():
             self.begin()
         self._link.start()
+        self._upkeep.start()
 
     def stop(self) -> None:
         """Commit what is in hand and end; the store is closed. Harmless when repeated."""
         if self._ended.is_set():
             return
+        self._upkeep.stop()
         self._link.stop()
         self._ended.set()
         if self._thread.is_alive():
@@ -533,11 +554,13 @@ class Controller:
         # restart.
         self._subscribe_at = [now + random.uniform(*s) for s in RESUBSCRIBE_S]  # noqa: S311
         self._courier.everything(now)
+        self._upkeep.link_up(now)
 
     def _link_down(self, reason: str) -> None:
         if self._connected:
             self._tell("broker", "broker", reason)
         self._connected = False
+        self._upkeep.link_down()
         log.warning("broker at %s: %s; trying again", self._broker_url, reason)
 
     def _hear(self, heard: Heard, now: float) -> None:
@@ -766,6 +789,7 @@ class Controller:
             devices=tuple(self._census),
             rollouts=tuple(self._books.rollouts.values()),
             releases=tuple(self._books.releases.values()),
+            alerts=self._upkeep.alerts.fire_counts(),
             chunks_sent=health.chunks_published,
             chunk_bytes_sent=health.chunk_bytes_published,
             chunks_refused=health.chunks_refused,
@@ -913,6 +937,7 @@ class Controller:
 
     def _resume_rollout(self, id: str) -> RolloutView:
         now = time.time()
+        self._books.check_free(self._books.find_rollout(id).release)
         return self._turn_to(id, lambda it: resume(it, now), now)
 
     def _turn_to(self, id: str, change: Callable[[Rollout], Rollout], now: float) -> RolloutView:

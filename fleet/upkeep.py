@@ -5,7 +5,7 @@ On the controller's loop, but for what says otherwise.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,21 @@ from typing import Any, TypeVar
 
 import orjson
 
-from fleet.core.alert_policy import Policy
+from fleet.core.alert_policy import Hook, Policy
 from fleet.core.alert_rules import Scene
-from fleet.core.alerts import Act, Outcome
+from fleet.core.alert_views import AlertPolicyView, AlertView, SilenceRequest, SilenceView
+from fleet.core.alerts import Act, Alert, Outcome
 from fleet.core.books import Books
 from fleet.core.query import DeviceCounts, Query, Slice, Step
 from fleet.core.rollout import Rollout, abort, pause
-from fleet.core.views import CommandView, EventView, Refusal, RolloutRequest, RolloutView
+from fleet.core.views import (
+    CommandView,
+    EventView,
+    Refusal,
+    ReleaseView,
+    RolloutRequest,
+    RolloutView,
+)
 from fleet.shell.alerting import Alerting, Done, Outputs, PolicyFile, Values
 from fleet.shell.store import Store
 from fleet.shell.telemetry import Telemetry
@@ -57,6 +65,30 @@ class Figures:
         """Return how many gaps each device told of."""
         found = self._telemetry.events(since=since, kind="gap", limit=MAX_GAPS)
         return Counter(row.event.device for row in found)
+
+
+class Nobody:
+    """Outputs of a controller that tells nobody beyond its broker."""
+
+    def __init__(self, policy: Policy, done: Done) -> None:
+        """Nothing is told."""
+        self._done = done
+
+    def use(self, policy: Policy) -> None:
+        """Go by another policy."""
+
+    def tell(self, alert: Alert) -> None:
+        """Tell nobody."""
+
+    def firing(self, alerts: Iterable[Alert]) -> None:
+        """Tell nobody."""
+
+    def run(self, act: Act, hook: Hook, summary: dict[str, Any]) -> None:
+        """Call nobody, and say so."""
+        self._done(act.id, "failed", "this controller calls no hooks")
+
+    def close(self) -> None:
+        """End nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +130,7 @@ class Upkeep:
             books.quarantined[name] = orjson.loads(value)["reason"]
         file = PolicyFile(policy or data_dir / POLICY_FILE, needed=policy is not None)
         self.alerts = Alerting(file, self, Figures(telemetry), outputs, store.alert_values)
+        self.port = UpkeepPort(self, books)
 
     def start(self) -> None:
         """Start to look; from any thread, once the loop runs."""
@@ -234,3 +267,57 @@ class Upkeep:
         event = EventView(at=time.time(), kind="release", subject=name, text="out of quarantine")
         self._store.save_alert_values([("quarantine", name, None)], [event])
         del books.quarantined[name]
+
+
+class UpkeepPort:
+    """An AlertsPort: asks on the controller's loop, from any thread."""
+
+    def __init__(self, upkeep: Upkeep, books: Books) -> None:
+        """Nothing is asked yet."""
+        self._upkeep = upkeep
+        self._alerts = upkeep.alerts
+        self._ask = upkeep.ask
+        self._books = books
+
+    def alerts(self, *, resolved: bool) -> list[AlertView]:
+        """Return alerts, those that fire first; those that are over only when `resolved`."""
+        return self._ask(lambda: self._alerts.views(resolved))
+
+    def alert(self, id: str) -> AlertView:
+        """Return one alert with its actions."""
+        return self._ask(lambda: self._alerts.view(id))
+
+    def acknowledge(self, id: str, by: str, note: str) -> AlertView:
+        """Note that an operator cares."""
+        return self._ask(lambda: self._alerts.acknowledge(id, by, note))
+
+    def silences(self) -> list[SilenceView]:
+        """Return the silences that hold."""
+        return self._ask(self._alerts.silences)
+
+    def silence(self, wanted: SilenceRequest) -> SilenceView:
+        """Hear nothing of a rule or a subject for a while."""
+        return self._ask(lambda: self._alerts.silence(wanted))
+
+    def unsilence(self, id: str) -> SilenceView:
+        """Take a silence back."""
+        return self._ask(lambda: self._alerts.unsilence(id))
+
+    def policy(self) -> AlertPolicyView:
+        """Return the rules that hold, and whom alerts are told to."""
+        return self._ask(self._alerts.policy_view)
+
+    def quarantine(self, model: str, version: int, reason: str) -> ReleaseView:
+        """Let no new rollout bring a release."""
+        return self._ask(lambda: self._turn(self._upkeep.quarantine, model, version, reason))
+
+    def release(self, model: str, version: int) -> ReleaseView:
+        """Take a release out of quarantine."""
+        return self._ask(lambda: self._turn(self._upkeep.release, model, version))
+
+    def _turn(
+        self, turn: Callable[..., None], model: str, version: int, *reason: str
+    ) -> ReleaseView:
+        turn(model, version, *reason)
+        view = self._books.release_view(model, version)
+        return view.model_copy(update={"manifest": None})

@@ -82,6 +82,12 @@ class _Access:
     is_flag=True,
     help="Send every device its own copy, where the broker's policy allows no shared topic.",
 )
+@click.option(
+    "--alerts",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="What is worth an alert, and what is done then; else alerts.toml in --data, if there.",
+)
 @common
 @click.pass_obj
 def serve(
@@ -94,6 +100,7 @@ def serve(
     broker_password_file: Path | None,
     chunk_bytes: int,
     per_device_topics: bool,
+    alerts: Path | None,
 ) -> None:
     """Run the controller until SIGTERM or Ctrl-C."""
     log_to_stderr()
@@ -107,7 +114,7 @@ def serve(
         stack.enter_context(_sole_owner(data))
         access = stack.enter_context(_broker(broker, data, broker_port, broker_password_file))
         url = stack.enter_context(
-            _controller(data, access, host, port, chunk_bytes, shared=not per_device_topics)
+            _controller(data, access, host, port, chunk_bytes, alerts, shared=not per_device_topics)
         )
         view = ServeView(api=url, broker=access.url, data=str(data.absolute()))
         answer(session, view, _screen(view))
@@ -187,8 +194,15 @@ def _foreign(text: str, password_file: Path | None) -> _Access:
 
 
 @contextmanager
-def _controller(
-    data: Path, access: _Access, host: str, port: int, chunk_bytes: int, *, shared: bool
+def _controller(  # noqa: PLR0917
+    data: Path,
+    access: _Access,
+    host: str,
+    port: int,
+    chunk_bytes: int,
+    alerts: Path | None,
+    *,
+    shared: bool,
 ) -> Iterator[str]:
     """Run the controller and its API; give the API's URL."""
     from fleet.controller import Controller
@@ -203,6 +217,7 @@ def _controller(
             *access.device,
             chunk_bytes=chunk_bytes,
             shared=shared,
+            alerts=alerts,
         )
     except Refusal as refusal:
         raise FleetError(refusal.error, refusal.next_step) from refusal

@@ -155,11 +155,12 @@ class Books:
     def bundle_seal(
         self, model: str, version: int, device: str | None, install: bool, token: str
     ) -> BundleSeal:
-        """Return what a bundle of a release says (404: no release; 422: not a device id).
+        """Return what a bundle of a release says (404, 409: quarantine, 422: not a device id).
 
         An order to install is an act of its own, told from others by `token`.
         """
         release = self.find_release(model, version)
+        self.check_free(str(release.manifest.ref))
         try:
             return BundleSeal(
                 release=DesiredRelease(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from fleet.core.alert_port import AlertsPort
 from fleet.core.export import Asked
 from fleet.core.export_views import ExportLine
 from fleet.core.report_views import ReportView
@@ -48,6 +49,10 @@ class BlobWriter(Protocol):
 
 class ControllerPort(Protocol):
     """The controller, as its API sees it."""
+
+    @property
+    def upkeep(self) -> AlertsPort:
+        """Alerts and quarantine."""
 
     def health(self) -> HealthView:
         """Return whether the controller works."""

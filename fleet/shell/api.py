@@ -27,6 +27,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fleet.core.alert_views import AcknowledgeRequest, QuarantineRequest, SilenceRequest
 from fleet.core.errors import FleetError
 from fleet.core.export import Asked
 from fleet.core.port import ControllerPort
@@ -46,6 +47,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
 _TOGETHER = 50
+_QUARANTINE = "/v1/releases/{model}/{version:int}/quarantine"
 _log = logging.getLogger(__name__)
 
 N = TypeVar("N", int, None)
@@ -141,6 +143,15 @@ class _Handlers:
             Route("/v1/samples/{id}", self.sample),
             Route("/v1/samples/{id}", self.delete_samples, methods=["DELETE"]),
             Route("/v1/samples/{id}/data", self.sample_data),
+            Route("/v1/alerts", self.alerts),
+            Route("/v1/alerts/{id}", self.alert),
+            Route("/v1/alerts/{id}/ack", self.acknowledge_alert, methods=["POST"]),
+            Route("/v1/alert-policy", self.alert_policy),
+            Route("/v1/silences", self.silences),
+            Route("/v1/silences", self.silence, methods=["POST"]),
+            Route("/v1/silences/{id}", self.unsilence, methods=["DELETE"]),
+            Route(_QUARANTINE, self.quarantine, methods=["POST"]),
+            Route(_QUARANTINE, self.end_quarantine, methods=["DELETE"]),
         ]
 
     def metrics(self, request: Request) -> Response:
@@ -288,6 +299,43 @@ class _Handlers:
 
     def delete_samples(self, request: Request) -> Response:
         return _json(self._port.delete_samples(request.path_params["id"]))
+
+    def alerts(self, request: Request) -> Response:
+        state = request.query_params.get("state", "active")
+        if state not in ("active", "all"):
+            raise Refusal(422, f"state: expected active or all, got {state[:40]!r}")
+        return _json_list(self._port.upkeep.alerts(resolved=state == "all"))
+
+    def alert(self, request: Request) -> Response:
+        return _json(self._port.upkeep.alert(request.path_params["id"]))
+
+    async def acknowledge_alert(self, request: Request) -> Response:
+        wanted = AcknowledgeRequest.model_validate(await _body(request))
+        id, turn = request.path_params["id"], self._port.upkeep.acknowledge
+        return _json(await run_in_threadpool(turn, id, wanted.by, wanted.note))
+
+    def alert_policy(self, request: Request) -> Response:
+        return _json(self._port.upkeep.policy())
+
+    def silences(self, request: Request) -> Response:
+        return _json_list(self._port.upkeep.silences())
+
+    async def silence(self, request: Request) -> Response:
+        wanted = SilenceRequest.model_validate(await _body(request))
+        return _json(await run_in_threadpool(self._port.upkeep.silence, wanted), 201)
+
+    def unsilence(self, request: Request) -> Response:
+        return _json(self._port.upkeep.unsilence(request.path_params["id"]))
+
+    async def quarantine(self, request: Request) -> Response:
+        wanted = QuarantineRequest.model_validate(await _body(request))
+        model, version = request.path_params["model"], request.path_params["version"]
+        turn = self._port.upkeep.quarantine
+        return _json(await run_in_threadpool(turn, model, version, wanted.reason))
+
+    def end_quarantine(self, request: Request) -> Response:
+        params = request.path_params
+        return _json(self._port.upkeep.release(params["model"], params["version"]))
 
     def events(self, request: Request) -> Response:
         text = request.query_params.get("limit", "50")

@@ -11,6 +11,14 @@ from urllib.parse import quote
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from fleet.core.alert_views import (
+    AcknowledgeRequest,
+    AlertPolicyView,
+    AlertView,
+    QuarantineRequest,
+    SilenceRequest,
+    SilenceView,
+)
 from fleet.core.errors import FleetError
 from fleet.core.export import Asked
 from fleet.core.export_views import ExportLine
@@ -232,6 +240,49 @@ class ControllerClient:
     def delete_samples(self, id: str) -> Deleted:
         """Delete a captured input, or a request with all of its own."""
         return self._read(self._send("DELETE", f"/v1/samples/{_level(id)}"), Deleted)
+
+    def alerts(self, *, resolved: bool = False) -> list[AlertView]:
+        """Return alerts, those that fire first; those that are over only when `resolved`."""
+        state = "all" if resolved else "active"
+        return self._get("/v1/alerts", list[AlertView], params={"state": state})
+
+    def alert(self, id: str) -> AlertView:
+        """Return one alert with its actions."""
+        return self._get(f"/v1/alerts/{_level(id)}", AlertView)
+
+    def acknowledge_alert(self, id: str, by: str, note: str) -> AlertView:
+        """Note that an operator cares."""
+        wanted = AcknowledgeRequest(by=by, note=note).model_dump()
+        return self._read(
+            self._send("POST", f"/v1/alerts/{_level(id)}/ack", json=wanted), AlertView
+        )
+
+    def alert_policy(self) -> AlertPolicyView:
+        """Return the rules that hold, and whom alerts are told to."""
+        return self._get("/v1/alert-policy", AlertPolicyView)
+
+    def silences(self) -> list[SilenceView]:
+        """Return the silences that hold, the next to end first."""
+        return self._get("/v1/silences", list[SilenceView])
+
+    def silence(self, wanted: SilenceRequest) -> SilenceView:
+        """Hear nothing of a rule or a subject for a while."""
+        return self._read(self._send("POST", "/v1/silences", json=wanted.model_dump()), SilenceView)
+
+    def unsilence(self, id: str) -> SilenceView:
+        """Take a silence back."""
+        return self._read(self._send("DELETE", f"/v1/silences/{_level(id)}"), SilenceView)
+
+    def quarantine(self, ref: ReleaseRef, reason: str) -> ReleaseView:
+        """Let no new rollout bring a release."""
+        path = f"/v1/releases/{_level(ref.model)}/{ref.version}/quarantine"
+        wanted = QuarantineRequest(reason=reason).model_dump()
+        return self._read(self._send("POST", path, json=wanted), ReleaseView)
+
+    def end_quarantine(self, ref: ReleaseRef) -> ReleaseView:
+        """Take a release out of quarantine."""
+        path = f"/v1/releases/{_level(ref.model)}/{ref.version}/quarantine"
+        return self._read(self._send("DELETE", path), ReleaseView)
 
     def events(self, limit: int) -> list[EventView]:
         """Return what happened lately, the newest first."""
