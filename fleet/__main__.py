@@ -21,6 +21,7 @@ COMMANDS = {
         "Captured inputs: request, list, show, fetch, delete.",
     ),
     "telemetry": ("fleet.cli.telemetry:telemetry", "What devices counted, as files: export."),
+    "alerts": ("fleet.cli.alerts:alerts", "What is wrong: list, show, ack, silence, rules, check."),
     "top": ("fleet.cli.top:top", "The whole fleet at a glance, live."),
     "monitoring": ("fleet.cli.monitoring:monitoring", "Files for Prometheus and Grafana: write."),
     "events": ("fleet.cli.events:events", "What happened lately."),

@@ -356,7 +356,8 @@ class Controller:
         scores, events = self._telemetry.totals(id), self._telemetry.events(id, limit=EVENTS_SHOWN)
         view = self._ask(lambda: self._device_view(id, scores))
         told = [DeviceEventView(at=e.at, kind=e.event.kind, text=e.event.text) for e in events]
-        return view.model_copy(update={"events": tuple(told)})
+        alerts = self._upkeep.alerts.about(id)
+        return view.model_copy(update={"events": tuple(told), "alerts": alerts})
 
     def start_rollout(self, request: RolloutRequest) -> RolloutView:
         """Start to bring a release to devices."""
@@ -873,6 +874,7 @@ class Controller:
             chunk_bytes_published=self._chunk_bytes_published,
             chunks_refused=self._sender.refused,
             sender_cpu_s=self._sender_cpu_s + self._link.cpu_s,
+            alerts_firing=self._upkeep.alerts.severities(),
         )
 
     def _device_view(self, id: str, scores: Iterable[Totals]) -> DeviceView:

@@ -45,7 +45,7 @@ class _Task(click.ParamType[str]):
 
 @click.group(cls=Group)
 def model() -> None:
-    """Releases: push, list, show, report."""
+    """Releases: push, list, show, report, quarantine."""
 
 
 model.add_command(report)
@@ -276,12 +276,40 @@ def show(session: Session, release: str) -> None:
     answer(session, view, views.release_show(view, time.time()))
 
 
+@model.command()
+@click.argument("release", metavar="NAME@VERSION")
+@click.option("--reason", default="put there by an operator", help="For the others.")
+@common
+@click.pass_obj
+def quarantine(session: Session, release: str, reason: str) -> None:
+    """Let no new rollout bring a release, and pause one that does."""
+    with session.client() as client:
+        view = client.quarantine(_exactly(release), reason)
+    answer(session, view, views.release_show(view, time.time()))
+    session.say(f"next: fleet model release {release}")
+
+
+@model.command("release")
+@click.argument("release", metavar="NAME@VERSION")
+@common
+@click.pass_obj
+def end_quarantine(session: Session, release: str) -> None:
+    """Take a release out of quarantine."""
+    with session.client() as client:
+        view = client.end_quarantine(_exactly(release))
+    answer(session, view, views.release_show(view, time.time()))
+
+
+def _exactly(text: str) -> ReleaseRef:
+    try:
+        return ReleaseRef.parse(text)
+    except ValueError as error:
+        raise FleetError(f"release: {error}", "fleet model list", USAGE) from error
+
+
 def _resolve(client: "ControllerClient", text: str) -> ReleaseRef:
     if "@" in text:
-        try:
-            return ReleaseRef.parse(text)
-        except ValueError as error:
-            raise FleetError(f"release: {error}", "fleet model list", USAGE) from error
+        return _exactly(text)
     for newest in client.releases(text)[:1]:
         return ReleaseRef(newest.model, newest.version)
     raise FleetError(f"release: no model is called {text!r}", "fleet model list")

@@ -1,6 +1,6 @@
 """Views to lines of text. Pure: the same values, the same `now`, the same screen."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fleet.cli import gauges
 from fleet.cli.words import ago, lasting, size, spaced
@@ -56,7 +56,7 @@ def release_list(releases: Sequence[ReleaseView], now: float) -> Lines:
                 ", ".join(variant.name for variant in each.variants),
                 size(sum(variant.size_bytes for variant in each.variants)),
                 ago(now - each.pushed_at),
-                _first_line(each.description),
+                ("IN QUARANTINE " if each.quarantined else "") + _first_line(each.description),
             )
             for each in releases
         ],
@@ -78,9 +78,10 @@ def release_show(release: ReleaseView, now: float) -> Lines:
         ("about", release.description),
         ("parent", release.parent or ""),
         ("pushed", ago(now - release.pushed_at)),
+        ("quarantine", release.quarantined or ""),
         *(("metric", f"{name} {value:.4g}") for name, value in sorted(release.metrics.items())),
     ]
-    lines = [f"{release.model}@{release.version}", *_facts(facts)]
+    lines = [f"{release.model}@{release.version}", *facts_of(facts)]
     return lines + (_manifest_lines(release.manifest) if release.manifest else [])
 
 
@@ -114,7 +115,7 @@ def _manifest_lines(manifest: Manifest) -> Lines:
             for variant in manifest.variants
         ],
     )
-    return _facts(facts) + [f"  {line}" for line in variants]
+    return facts_of(facts) + [f"  {line}" for line in variants]
 
 
 def _budget(budget: Budget) -> str:
@@ -185,10 +186,11 @@ def device_show(device: DeviceView, now: float) -> Lines:
         *(("pipeline", words) for words in _pipelines(device)),
         *(("api", address) for address in device.api),
         *(("refused", text) for text in device.refusals),
+        *(("alert", text) for text in device.alerts),
         ("missing", f"{device.missing} reports never came" if device.missing else ""),
         *(("told", f"{ago(now - each.at)}: {each.text}") for each in device.events),
     ]
-    return [f"{device.id}  {_presence(device, now)}", *_facts(facts)]
+    return [f"{device.id}  {_presence(device, now)}", *facts_of(facts)]
 
 
 def deployment(report: DeploymentReport) -> str:
@@ -299,6 +301,13 @@ def accuracy(score: ScoreView) -> str:
     return f"{words} ({100 * score.accuracy_low:.1f}-{100 * score.accuracy_high:.1f})"
 
 
+def firing(counts: Mapping[str, int]) -> str:
+    """Return one line on what fires; empty: nothing does."""
+    order = ("critical", "warning", "info")
+    told = [f"{counts[each]} {each}" for each in order if counts.get(each)]
+    return f"alerts firing: {', '.join(told)}; fleet alerts" if told else ""
+
+
 def top(
     health: HealthView,
     devices: Sequence[DeviceView],
@@ -310,7 +319,9 @@ def top(
     Where `room` lines are too few for all devices, those that need somebody come first.
     """
     broker = "connected" if health.broker_connected else "NOT connected"
-    lines = [f"{health.devices_online} of {health.devices} devices online, broker {broker}", ""]
+    lines = [f"{health.devices_online} of {health.devices} devices online, broker {broker}"]
+    lines += [line for line in (firing(health.alerts_firing),) if line]
+    lines.append("")
     under_way = [
         line
         for rollout in rollouts
@@ -528,7 +539,8 @@ def _ms(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
 
 
-def _facts(facts: Iterable[tuple[str, str]]) -> Lines:
+def facts_of(facts: Iterable[tuple[str, str]]) -> Lines:
+    """Return named facts, one a line; empty ones are left out."""
     return [f"  {name:<11} {text}" for name, text in facts if text]
 
 

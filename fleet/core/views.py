@@ -54,6 +54,8 @@ class HealthView(View):
     """Asked for and not sent: not theirs, or too often."""
     sender_cpu_s: float = 0.0
     """Since start: for requests for chunks, for chunks, and for the whole line to the broker."""
+    alerts_firing: dict[str, int] = {}
+    """How many, by severity."""
 
 
 class VariantView(View):
@@ -146,6 +148,8 @@ class DeviceView(View):
     health: dict[str, Any] | None = None
     """The latest wire.telemetry.Health, as JSON."""
     scores: tuple[ScoreView, ...] = ()
+    alerts: tuple[str, ...] = ()
+    """Those that fire and are about this device, in words."""
     missing: int = 0
     """Items of its telemetry that never came: dropped on the device, or lost with its disk."""
     events: tuple[DeviceEventView, ...] = ()

@@ -236,7 +236,7 @@ class Alerting:
         return min([policy.every, *(rule.every for rule in policy.rules() if rule.every)])
 
     def look_once(self, now: float) -> None:
-        """Look at the rules that are due, and do what follows; what `start` does again and again."""
+        """Look at the rules that are due, and do what follows; what the thread does."""
         if self._file.look():
             self._outputs.use(self._file.policy)
             text = self._file.error or f"{self._file.origin}: read anew"
@@ -400,6 +400,15 @@ class Alerting:
     def fire_counts(self) -> tuple[tuple[str, str], ...]:
         """Return rule and severity of every alert that fires."""
         return tuple((each.rule, each.severity) for each in self._state.firing())
+
+    def severities(self) -> dict[str, int]:
+        """Return how many fire, by severity."""
+        return alerts.count_by_severity(self._state.alerts.values())
+
+    def about(self, device: str) -> tuple[str, ...]:
+        """Return the alerts that fire and are about a device, in words; from any thread."""
+        mine = [each for each in self._state.firing() if each.subject.device == device]
+        return tuple(f"{each.id} {each.rule} ({each.severity}): {each.reason}" for each in mine)
 
     def views(self, resolved: bool) -> list[AlertView]:
         """Return alerts, those that fire first; those that are over only when asked for."""
