@@ -249,7 +249,7 @@ class Outbox:
         memory = self._log.memory
         if outgoing.last > memory.published:
             ahead = tuple(seq for seq in memory.ahead if seq > outgoing.last)
-            self._log.remember(published=outgoing.last, ahead=ahead)
+            self._log.remember(published=outgoing.last, ahead=ahead, gone=self._acked)
             self._log.note()
         self._log.sync()
         return outgoing

@@ -224,6 +224,20 @@ def test_a_device_that_leaves_a_wave_hears_what_is_sent_to_it_alone(broker: Brok
         assert ear.all_within(0.5) == [FramesCame(TRANSFER, (frames[2],))]
 
 
+def test_the_way_of_a_batch_to_the_broker_and_back_is_timed(broker: Broker) -> None:
+    with peer_of(broker), linked(broker.url) as (link, ear):
+        ear.next(Connected)
+        before = link.rtt_ms
+        began = time.monotonic()
+        for _ in range(3):
+            link.publish(Topic(Kind.BATCH, DEVICE), bytes(1000))
+            time.sleep(0.3)
+
+    assert before is None
+    assert link.rtt_ms is not None
+    assert 0 < link.rtt_ms < (time.monotonic() - began) * 1000
+
+
 def test_the_broker_owes_a_report_until_it_acknowledged_it(broker: Broker) -> None:
     with linked(broker.url) as (link, ear):
         ear.next(Connected)
