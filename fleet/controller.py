@@ -71,10 +71,11 @@ from fleet.shell.blobs import CHUNK_BYTES, Blobs, Writer
 from fleet.shell.key import read_or_make_key
 from fleet.shell.link import Drained, Heard, Link, LinkDown, LinkUp
 from fleet.shell.metrics import Metrics, Sources
+from fleet.shell.notices import Notices
 from fleet.shell.samples import Samples
 from fleet.shell.store import Change, DesiredRow, Store
 from fleet.shell.telemetry import Telemetry
-from fleet.upkeep import Levers, Nobody, Upkeep
+from fleet.upkeep import Levers, Upkeep
 from wire import VERSION
 from wire.bundle import BundleSeal, bundle_bytes, write_bundle
 from wire.codec import encode
@@ -220,7 +221,7 @@ class Controller:
             send_command=self._send_command,
         )
         self._upkeep = Upkeep(
-            self._books, self._store, self._telemetry, levers, Nobody, data_dir, alerts
+            self._books, self._store, self._telemetry, levers, Notices, data_dir, alerts
         )
 
     @property

@@ -5,7 +5,7 @@ On the controller's loop, but for what says otherwise.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import orjson
 
-from fleet.core.alert_policy import Hook, Policy
+from fleet.core.alert_policy import Policy
 from fleet.core.alert_rules import Scene
 from fleet.core.alert_views import AlertPolicyView, AlertView, SilenceRequest, SilenceView
-from fleet.core.alerts import Act, Alert, Outcome
+from fleet.core.alerts import Act, Outcome
 from fleet.core.books import Books
 from fleet.core.query import DeviceCounts, Query, Slice, Step
 from fleet.core.rollout import Rollout, abort, pause
@@ -65,30 +65,6 @@ class Figures:
         """Return how many gaps each device told of."""
         found = self._telemetry.events(since=since, kind="gap", limit=MAX_GAPS)
         return Counter(row.event.device for row in found)
-
-
-class Nobody:
-    """Outputs of a controller that tells nobody beyond its broker."""
-
-    def __init__(self, policy: Policy, done: Done) -> None:
-        """Nothing is told."""
-        self._done = done
-
-    def use(self, policy: Policy) -> None:
-        """Go by another policy."""
-
-    def tell(self, alert: Alert) -> None:
-        """Tell nobody."""
-
-    def firing(self, alerts: Iterable[Alert]) -> None:
-        """Tell nobody."""
-
-    def run(self, act: Act, hook: Hook, summary: dict[str, Any]) -> None:
-        """Call nobody, and say so."""
-        self._done(act.id, "failed", "this controller calls no hooks")
-
-    def close(self) -> None:
-        """End nothing."""
 
 
 @dataclass(frozen=True, slots=True)
