@@ -418,6 +418,8 @@ class Outbox:
             items = [item for line in lines if not isinstance(item := line.item(), DeviceEvent)]
             ages = {line.seq: line.t for line in lines}
             written = [Line.of(item, ages[item.seq]) for item in compact(items)]
+            for line in written:
+                line.item()  # sums have bounds, too
         except (DecodeError, PackError):
             return lines
         return written if len(written) < len(lines) else lines
