@@ -47,6 +47,9 @@ Done = Callable[[str, Outcome, str], None]
 Values = Sequence[tuple[str, str, bytes | None]]
 Latches = Mapping[str, tuple[Latch, int, str]]
 
+FILE_S = 1.0
+"""How often it is looked whether the policy changed."""
+
 MAX_FILE_BYTES = 1024 * 1024
 _SUMMARY_S = 86_400.0
 """How far back a hook is told of, for an alert that is not about a model."""
@@ -123,6 +126,10 @@ class PolicyFile:
         if self._stamp is not None or needed:
             self.policy = read_file(path)
             self.origin = str(path)
+
+    def changed(self) -> bool:
+        """Return whether it is another file than the one that was read."""
+        return self._stamped() != self._stamp
 
     def look(self) -> bool:
         """Look whether it changed, and read it then; return whether there is anything to tell.
@@ -219,8 +226,10 @@ class Alerting:
     # ---- the thread
 
     def _run(self) -> None:
-        wait = 0.0
-        while not self._stop.wait(wait):
+        due = 0.0
+        while not self._stop.wait(max(0.02, min(FILE_S, due - time.monotonic()))):
+            if time.monotonic() < due and not self._file.changed():
+                continue
             began = time.monotonic()
             try:
                 self.look_once(time.time())
@@ -229,7 +238,8 @@ class Alerting:
                     log.warning("alerts: %s; looking again later", refusal.error)
             except Exception:
                 log.exception("alerts: a look failed; looking again later")
-            wait = max(0.02, self._every() - (time.monotonic() - began))
+            # Only now: the look may have read another policy.
+            due = began + self._every()
 
     def _every(self) -> float:
         policy = self._file.policy
