@@ -34,7 +34,7 @@ class Post:
 
     id: str
     body: bytes
-    pause_s: float = FIRST_PAUSE_S
+    pause_s: float = field(default_factory=lambda: FIRST_PAUSE_S)
     due: float = 0.0
     """By the monotonic clock, as are the others."""
     until: float = field(default_factory=lambda: time.monotonic() + GIVE_UP_S)
