@@ -256,7 +256,7 @@ class Segments:
         self.sync()
         self.let_go()
         before = int(self.all[-1].path.stem) if self.all else 0
-        path = self._directory / f"{max(before + 1, self.last):020d}.jsonl"
+        path = self._directory / f"{before + 1:020d}.jsonl"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o640)
         self._new_name = True
