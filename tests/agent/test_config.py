@@ -49,6 +49,7 @@ def test_a_short_file_is_completed_with_defaults(tmp_path: Path) -> None:
     assert config.api.unix is None
     assert config.transfer.reserve_bytes == 16 * 1024 * 1024
     assert config.telemetry.outbox_bytes == 4 * 1024 * 1024
+    assert config.telemetry.outbox_days == 30
 
 
 def test_the_service_manager_provides_directories_and_the_password(tmp_path: Path) -> None:
@@ -277,3 +278,27 @@ def test_metrics_want_an_address_and_a_port(tmp_path: Path) -> None:
     for wrong in ("9464", "0.0.0.0", "example.com:9464", "127.0.0.1:x"):
         text = refusal(write(tmp_path, f'{GOOD}\n[metrics]\nlisten = "{wrong}"'))
         assert text.startswith("[metrics] listen: expected ADDRESS:PORT such as 127.0.0.1:9464")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("epsilon = 0", "[privacy] epsilon: expected greater than or equal to 0.001, got 0"),
+        ("epsilon = 50", "[privacy] epsilon: expected less than or equal to 10, got 50"),
+        ("epsilon_day = 2", "[privacy]: expected epsilon beside epsilon_day"),
+        ("epsilon = 2\nepsilon_day = 1", "[privacy]: expected an epsilon_day of at least epsilon"),
+        ("epsilom = 1", "[privacy] epsilom: unknown key; the nearest is epsilon in [privacy]"),
+    ],
+)
+def test_a_mistake_about_privacy_is_one_clear_line(
+    tmp_path: Path, given: str, expected: str
+) -> None:
+    assert refusal(write(tmp_path, f"{GOOD}\n[privacy]\n{given}\n")).startswith(expected)
+
+
+def test_an_engine_is_told_what_class_counts_may_cost_in_decimals(tmp_path: Path) -> None:
+    off = load_config(write(tmp_path, GOOD), {})
+    on = load_config(write(tmp_path, f"{GOOD}\n[privacy]\nepsilon = 0.1\nepsilon_day = 2"), {})
+
+    assert privacy_environ(off.privacy) == {}
+    assert privacy_environ(on.privacy) == {"FARFLUNG_PRIVACY": "0.1,2.0"}
