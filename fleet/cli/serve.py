@@ -227,6 +227,8 @@ def _controller(  # noqa: PLR0917
         controller.begin()
         api = serve_api(build_app(controller), host, port)
         stack.callback(api.stop)
+        # For the hooks that alerts call: `fleet` in them speaks to this controller.
+        os.environ["FARFLUNG_CONTROLLER"] = api.url
         controller.start()
         yield api.url
 

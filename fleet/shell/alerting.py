@@ -549,6 +549,7 @@ def _event(effect: Tell | Act, now: float) -> EventView | None:
 
 
 def _ended(act: Act, now: float) -> EventView:
-    detail = f": {act.detail[:500]}" if act.detail else ""
+    words = " ".join(act.detail.split())
+    detail = f": {words[:500]}" if words else ""
     text = f"{act.id} {act.action} {act.outcome.replace('_', ' ')}{detail}; {act.reason}"
     return EventView(at=now, kind="action", subject=act.subject.name, text=text)
