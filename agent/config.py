@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from agent.errors import DeviceError
 from wire.ids import DeviceId, ModelName, ReleaseRef
@@ -254,6 +262,23 @@ class CaptureConfig(_Table):
     """Then what was not sent is deleted."""
 
 
+class PrivacyConfig(_Table):
+    """How classes are counted, where counts themselves may tell too much."""
+
+    epsilon: Annotated[float, Field(ge=0.001, le=10)] | None = None
+    """Class counts leave with noise, which costs this much each time; None: as they are."""
+    epsilon_day: Annotated[float, Field(ge=0.001, le=100_000)] | None = None
+    """What they may cost a day and model: they are told less often then. None: every window."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "PrivacyConfig":
+        if self.epsilon_day is not None and self.epsilon is None:
+            raise ValueError("expected epsilon beside epsilon_day")
+        if self.epsilon_day is not None and self.epsilon_day < (self.epsilon or 0):
+            raise ValueError("expected an epsilon_day of at least epsilon")
+        return self
+
+
 class TransferConfig(_Table):
     """How artifacts are fetched."""
 
@@ -326,6 +351,7 @@ class AgentConfig(_Table):
     retention: RetentionConfig = RetentionConfig()
     metrics: MetricsConfig = MetricsConfig()
     capture: CaptureConfig = CaptureConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     pipeline: tuple[dict[str, Any], ...] = ()
     """As `agent.pipeline_config` checked and completed them, for the process that runs them."""
 
@@ -343,6 +369,15 @@ def engine_environ(engine: EngineConfig, unusable: Collection[str] = ()) -> dict
     if any(tried.values()):
         environ["FARFLUNG_ACCELERATORS"] = json.dumps(tried)
     return environ
+
+
+def privacy_environ(privacy: PrivacyConfig) -> dict[str, str]:
+    """Return what tells an engine process what class counts may cost, as decimal numbers."""
+    if privacy.epsilon is None:
+        return {}
+    given = [privacy.epsilon] + [day for day in (privacy.epsilon_day,) if day is not None]
+    # A count of millionths is what a controller adds up, so no finer.
+    return {"FARFLUNG_PRIVACY": ",".join(str(round(each, 6)) for each in given)}
 
 
 _TABLES: dict[str, type[BaseModel]] = {

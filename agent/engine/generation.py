@@ -200,7 +200,11 @@ class Generation:
         comparisons = [one for served in self._served.values() for one in served.comparisons()]
         tallies = [comparison.tally() for comparison in comparisons]
         taken = (
-            [window for served in self._served.values() for window in served.take_windows(now)]
+            [
+                window
+                for served in self._served.values()
+                for window in served.take_windows(now, last=final)
+            ]
             if windows
             else []
         )

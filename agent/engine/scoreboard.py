@@ -12,6 +12,7 @@ from agent.engine.comparison import Boxes, Outcome, Sight
 from agent.engine.drift import Drift
 from agent.engine.judging import IOU, BoxJudge, Matches
 from agent.engine.memories import Memories
+from agent.engine.privacy import ClassCounts
 from agent.engine.runtimes import Array
 from agent.engine.values import Values
 from wire.manifest import Manifest
@@ -81,6 +82,7 @@ class Scoreboard:
             drift = Drift(manifest, manifest.variant(spec.variant), phase)
             self.notes = [f"{manifest.ref}: {line}" for line in drift.unknown]
             self._drift = drift if drift else None
+        self._guard: ClassCounts | None = None
         self._uncounted: list[tuple[str, float, Array]] = []
         self._sample_at = 0 if self._drift is None else self._drift.stride - self._drift.phase
         """How many will have been noted when the next one comes whose features are counted."""
@@ -97,6 +99,11 @@ class Scoreboard:
         self._unheard: dict[str, float] = {}
         """Parts of a second, for the next time."""
         self._clear()
+
+    def guard(self, classes: ClassCounts) -> None:
+        """Tell of classes with noise alone from now on."""
+        self._guard = classes
+        self.notes += classes.notes
 
     def _clear(self) -> None:
         self._requests = 0
@@ -339,8 +346,11 @@ class Scoreboard:
         self._count()
         return self._remembered.find(id) is not None or self.values.remembers(id)
 
-    def take(self, now: int, shadow: dict[str, Any] | None) -> Window | None:
-        """Return the counts since the last time, or None if nothing happened; start anew."""
+    def take(self, now: int, shadow: dict[str, Any] | None, *, last: bool = False) -> Window | None:
+        """Return the counts since the last time, or None if nothing happened; start anew.
+
+        `last`: this engine ends.
+        """
         self._count()
         self._count_numbers()
         counts: dict[str, Any] = {
@@ -358,10 +368,12 @@ class Scoreboard:
             "orphan_labels": self._orphan_labels,
         }
         counts |= {name: given for name, given in self._more().items() if given}
+        guarded = {} if self._guard is None else self._guard.hide(counts, now, last=last)
         if shadow is not None:
             counts["shadow"] = shadow
-        elif not any(counts.values()):
+        elif not any(counts.values()) and not guarded.get("noised"):
             return None
+        counts |= guarded
         spec = self._spec
         window = Window(
             spec.model, spec.version, spec.manifest, spec.variant, self._start, now, counts

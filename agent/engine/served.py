@@ -11,6 +11,7 @@ from agent.engine.hearing import Ear
 from agent.engine.judging import IOU
 from agent.engine.lane import Lane
 from agent.engine.meter import Metered
+from agent.engine.privacy import ClassCounts, Privacy
 from agent.engine.scoreboard import Scoreboard
 from agent.engine.shadow import Say, ShadowFeed
 from agent.engine.streams import Streams
@@ -41,6 +42,9 @@ class Served:
         self.board = Scoreboard(
             passed.model.spec, now, passed.model.manifest, passed.model.classify_few
         )
+        privacy = Privacy.of_environment()
+        if privacy is not None:
+            self.board.guard(ClassCounts(privacy, passed.model.manifest, passed.model.classes))
         self.frame_s: float | None = None
         """How far apart the frames are of a stream that says yes or no; None for any other."""
         if passed.model.framing is not None and passed.model.is_yes_or_no:
@@ -98,12 +102,16 @@ class Served:
         """Return the running comparison and those that ended since the last windows."""
         return list(self._unreported)
 
-    def take_windows(self, now: int) -> list[Window]:
-        """Return what happened since the last time; ended comparisons are reported with it."""
+    def take_windows(self, now: int, *, last: bool = False) -> list[Window]:
+        """Return what happened since the last time; ended comparisons are reported with it.
+
+        `last`: nothing will be taken after it.
+        """
         shadows = [comparison.increments() for comparison in self._unreported]
         self._unreported = [item for item in self._unreported if not item.ended]
-        windows = [self.board.take(now, shadow) for shadow in shadows if shadow is not None]
-        return [window for window in windows or [self.board.take(now, None)] if window is not None]
+        told: list[dict[str, Any] | None] = [each for each in shadows if each is not None]
+        windows = [self.board.take(now, shadow, last=last) for shadow in told or [None]]
+        return [window for window in windows if window is not None]
 
     def read_labels(self, given: Any) -> tuple[int, ...]:
         """Return the true classes that an app names by number or by label, one a row.

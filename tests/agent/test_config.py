@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import ConfigError, engine_environ, load_config
+from agent.config import ConfigError, engine_environ, load_config, privacy_environ
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 GOOD = f"""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from agent import control
-from agent.config import MEBIBYTE, AgentConfig, engine_environ
+from agent.config import MEBIBYTE, AgentConfig, engine_environ, privacy_environ
 from agent.control import ToEngine
 from agent.core.actions import StartEngine, StartShadow
 from agent.core.events import EngineExited, Event
@@ -55,6 +55,7 @@ class Engines:
             DeviceError: a socket cannot be had.
         """
         self._config = config.engine
+        self._privacy = privacy_environ(config.privacy)
         self._post = post
         self._command = command
         self._drain_s = drain_s
@@ -220,4 +221,4 @@ class Engines:
         }
         for private in _PRIVATE:
             environ.pop(private, None)
-        return environ | engine_environ(self._config, self._unusable)
+        return environ | self._privacy | engine_environ(self._config, self._unusable)

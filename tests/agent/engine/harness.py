@@ -151,7 +151,12 @@ class Listeners:
 class Engine:
     """One engine process and our end of its control socket."""
 
-    def __init__(self, listeners: Listeners | None = None, runtimes: str | None = None) -> None:
+    def __init__(
+        self,
+        listeners: Listeners | None = None,
+        runtimes: str | None = None,
+        environ: dict[str, str] | None = None,
+    ) -> None:
         self.socket, theirs = socket.socketpair()
         self.blame = os.memfd_create("blame")
         fds = [theirs.fileno(), self.blame]
@@ -159,7 +164,7 @@ class Engine:
         if listeners is not None:
             fds += [listeners.tcp.fileno(), listeners.unix.fileno()]
             args += ["--tcp", str(listeners.tcp.fileno()), "--unix", str(listeners.unix.fileno())]
-        environment = dict(os.environ)
+        environment = {**os.environ, **(environ or {})}
         if runtimes is not None:
             environment["FARFLUNG_RUNTIMES"] = runtimes
         self.process = subprocess.Popen(
@@ -233,8 +238,12 @@ class Engine:
 
 
 @contextlib.contextmanager
-def engine(listeners: Listeners | None = None, runtimes: str | None = None) -> Iterator[Engine]:
-    started = Engine(listeners, runtimes)
+def engine(
+    listeners: Listeners | None = None,
+    runtimes: str | None = None,
+    environ: dict[str, str] | None = None,
+) -> Iterator[Engine]:
+    started = Engine(listeners, runtimes, environ)
     try:
         yield started
     finally:
