@@ -591,7 +591,6 @@ DEFAULT_RULES: tuple[Rule, ...] = (
             "name": "accuracy-golden",
             "kind": "accuracy",
             "evidence": "golden",
-            "severity": "critical",
             "drop": 0.05,
             "clear": 0.03,
             "for": "30m",
@@ -626,19 +625,26 @@ DEFAULT_RULES: tuple[Rule, ...] = (
                              "for": "10m"}),
     RateRule.model_validate({"name": "drops", "kind": "drops", "above": 0.01, "clear": 0.005,
                              "for": "10m"}),
-    CrashRule.model_validate({"name": "crashes", "kind": "crashes", "severity": "critical"}),
-    SilentRule.model_validate({"name": "silent", "kind": "silent"}),
-    GaugeRule.model_validate({"name": "disk", "kind": "disk", "below": 5, "clear": 8}),
-    GaugeRule.model_validate({"name": "memory", "kind": "memory", "below": 5, "clear": 8}),
+    CrashRule.model_validate({"name": "crashes", "kind": "crashes"}),
+    SilentRule.model_validate({"name": "silent", "kind": "silent", "after": "30m"}),
+    GaugeRule.model_validate({"name": "disk", "kind": "disk", "below": 5, "clear": 8,
+                              "for": "30m"}),
+    GaugeRule.model_validate({"name": "memory", "kind": "memory", "below": 5, "clear": 8,
+                              "for": "15m"}),
     GaugeRule.model_validate(
-        {"name": "memory-pressure", "kind": "pressure", "above": 20, "clear": 10}
+        {"name": "memory-pressure", "kind": "pressure", "above": 20, "clear": 10, "for": "15m"}
     ),
     GaugeRule.model_validate({"name": "temperature", "kind": "temperature", "above": 85,
-                              "clear": 80}),
-    GaugeRule.model_validate({"name": "throttled", "kind": "throttled"}),
-    GaugeRule.model_validate({"name": "clock", "kind": "clock", "above": 600, "for": "10m"}),
+                              "clear": 80, "for": "15m"}),
+    GaugeRule.model_validate({"name": "throttled", "kind": "throttled", "severity": "info",
+                              "for": "30m"}),
+    GaugeRule.model_validate({"name": "clock", "kind": "clock", "above": 600, "for": "30m"}),
     GaugeRule.model_validate({"name": "battery", "kind": "battery", "below": 10, "clear": 20}),
     LossRule.model_validate({"name": "outbox-drops", "kind": "outbox-drops"}),
     LossRule.model_validate({"name": "gaps", "kind": "gaps", "more_than": 3, "severity": "info"}),
 )  # fmt: skip
-"""What holds without any file."""
+"""What holds without any file.
+
+Calm on purpose: critical is only what goes wrong with a whole release, and shown with confidence;
+one device among many wakes nobody.
+"""
