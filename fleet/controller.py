@@ -31,6 +31,7 @@ from fleet.core.enrolment import agent_toml
 from fleet.core.errors import FleetError
 from fleet.core.export import Asked, export, head_of
 from fleet.core.export_views import ExportLine
+from fleet.core.keeping import MEBIBYTE, SAMPLES_DAYS, SAMPLES_MB, TELEMETRY_DAYS
 from fleet.core.metrics import RECENT_S, IngestCounts, Snapshot
 from fleet.core.port import Bundle
 from fleet.core.report import Frame, class_names, gather, report
@@ -74,7 +75,7 @@ from fleet.shell.metrics import Metrics, Sources
 from fleet.shell.notices import Notices
 from fleet.shell.samples import Samples
 from fleet.shell.store import Change, DesiredRow, Store
-from fleet.shell.telemetry import Telemetry
+from fleet.shell.telemetry import DAY_S, Retention, Telemetry
 from fleet.upkeep import Levers, Upkeep
 from wire import VERSION
 from wire.bundle import BundleSeal, bundle_bytes, write_bundle
@@ -118,8 +119,6 @@ DELTA_WAIT_S = 10.0
 EVENTS_SHOWN = 5
 REISSUE_S = 10.0
 COMMAND_S = 60
-SAMPLES_BYTES = 1024 * 1024 * 1024
-SAMPLES_DAYS = 30
 CALL_S = 60.0
 MAX_QUEUE = 20_000
 MAX_DEVICES = 100_000
@@ -152,9 +151,10 @@ class Controller:
         device_password: str,
         chunk_bytes: int = CHUNK_BYTES,
         shared: bool = True,
-        samples_bytes: int = SAMPLES_BYTES,
+        samples_bytes: int = SAMPLES_MB * MEBIBYTE,
         samples_days: int = SAMPLES_DAYS,
         alerts: Path | None = None,
+        telemetry_days: int = TELEMETRY_DAYS,
     ) -> None:
         """Open everything in `data_dir`; nothing is sent before `start`.
 
@@ -173,7 +173,9 @@ class Controller:
         self._link = Link(broker_url, username, password, self._queue)
         self._blobs = Blobs(data_dir, chunk_bytes)
         self._store = Store(data_dir / "fleet.db")
-        self._telemetry = Telemetry(data_dir / "telemetry.db", self._labels_of)
+        self._telemetry = Telemetry(
+            data_dir / "telemetry.db", self._labels_of, Retention(telemetry_days * DAY_S)
+        )
         """Sums by time, which reports are made of."""
         self._samples = Samples(data_dir / "samples", samples_bytes, samples_days)
         self._metrics = Metrics(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import click
@@ -18,6 +18,7 @@ from fleet.cli.log import log_to_stderr
 from fleet.cli.render import answer
 from fleet.cli.session import USAGE, Session, common
 from fleet.core.errors import FleetError
+from fleet.core.keeping import MEBIBYTE, SAMPLES_DAYS, SAMPLES_MB, TELEMETRY_DAYS
 from fleet.core.views import Refusal, View
 from fleet.shell.blobs import CHUNK_BYTES, MAX_CHUNK_BYTES
 
@@ -88,6 +89,27 @@ class _Access:
     metavar="FILE",
     help="What is worth an alert, and what is done then; else alerts.toml in --data, if there.",
 )
+@click.option(
+    "--telemetry-days",
+    type=click.IntRange(1, 90),
+    default=TELEMETRY_DAYS,
+    show_default=True,
+    help="How long windows and health are kept as they came; their sums are kept longer.",
+)
+@click.option(
+    "--samples-days",
+    type=click.IntRange(1, 366),
+    default=SAMPLES_DAYS,
+    show_default=True,
+    help="How long captured inputs are kept.",
+)
+@click.option(
+    "--samples-mb",
+    type=click.IntRange(1, 1_000_000),
+    default=SAMPLES_MB,
+    show_default=True,
+    help="How much of them is kept, in MiB.",
+)
 @common
 @click.pass_obj
 def serve(
@@ -101,6 +123,9 @@ def serve(
     chunk_bytes: int,
     per_device_topics: bool,
     alerts: Path | None,
+    telemetry_days: int,
+    samples_days: int,
+    samples_mb: int,
 ) -> None:
     """Run the controller until SIGTERM or Ctrl-C."""
     log_to_stderr()
@@ -114,7 +139,18 @@ def serve(
         stack.enter_context(_sole_owner(data))
         access = stack.enter_context(_broker(broker, data, broker_port, broker_password_file))
         url = stack.enter_context(
-            _controller(data, access, host, port, chunk_bytes, alerts, shared=not per_device_topics)
+            _controller(
+                data,
+                access,
+                host,
+                port,
+                chunk_bytes=chunk_bytes,
+                shared=not per_device_topics,
+                samples_bytes=samples_mb * MEBIBYTE,
+                samples_days=samples_days,
+                alerts=alerts,
+                telemetry_days=telemetry_days,
+            )
         )
         view = ServeView(api=url, broker=access.url, data=str(data.absolute()))
         answer(session, view, _screen(view))
@@ -194,31 +230,16 @@ def _foreign(text: str, password_file: Path | None) -> _Access:
 
 
 @contextmanager
-def _controller(  # noqa: PLR0917
-    data: Path,
-    access: _Access,
-    host: str,
-    port: int,
-    chunk_bytes: int,
-    alerts: Path | None,
-    *,
-    shared: bool,
+def _controller(
+    data: Path, access: _Access, host: str, port: int, **settings: Any
 ) -> Iterator[str]:
-    """Run the controller and its API; give the API's URL."""
+    """Run the controller and its API; give the API's URL. `settings` are the controller's own."""
     from fleet.controller import Controller
     from fleet.shell.api import build_app
     from fleet.shell.api import serve as serve_api
 
     try:
-        controller = Controller(
-            data,
-            access.url,
-            *access.controller,
-            *access.device,
-            chunk_bytes=chunk_bytes,
-            shared=shared,
-            alerts=alerts,
-        )
+        controller = Controller(data, access.url, *access.controller, *access.device, **settings)
     except Refusal as refusal:
         raise FleetError(refusal.error, refusal.next_step) from refusal
     with ExitStack() as stack:
