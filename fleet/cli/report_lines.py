@@ -232,7 +232,29 @@ def _classes(release: ReleaseReportView) -> Lines:
         for each in rows[:MAX_ROWS]
     ]
     lines = table(("CLASS", ">LABELS", ">RECALL", ">PRECISION", ">ANSWERS"), shown)
-    return lines + _more(len(rows))
+    return lines + _more(len(rows)) + _noised(release)
+
+
+def _noised(release: ReleaseReportView) -> Lines:
+    rows = [each for each in release.classes if each.noised is not None]
+    if not rows or release.epsilon is None:
+        return []
+    shown = [
+        (
+            printable(each.name),
+            whole(each.noised or 0),
+            f"{each.noise_deviation or 0:.3g}",
+        )
+        for each in rows[:MAX_ROWS]
+    ]
+    days = max(1.0, ((release.last or 0) - (release.first or 0)) / 86_400) * max(1, release.devices)
+    return [
+        "",
+        *table(("CLASS", ">ANSWERS, NOISED", ">DEVIATION"), shown),
+        *_more(len(rows)),
+        f"privacy: epsilon {release.epsilon:.3g} spent, {release.epsilon / days:.3g} a device and"
+        " day",
+    ]
 
 
 def _mistakes(release: ReleaseReportView) -> Lines:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from operator import add
 from typing import Any, Protocol
 
+from fleet.core.noise import deviation
 from fleet.core.query import DeviceCounts, Query, Slice, Step
 from fleet.core.report_views import (
     AccuracyView,
@@ -523,7 +524,10 @@ def _classes(totals: Totals, names: _Names) -> tuple[ClassView, ...]:
         answers[answered] = answers.get(answered, 0) + count
         if true == answered:
             correct[true] = count
-    every = sorted({*labels, *answers, *totals.predicted}, key=lambda each: -labels.get(each, 0))
+    every = sorted(
+        {*labels, *answers, *totals.predicted, *totals.noised},
+        key=lambda each: -labels.get(each, 0),
+    )
     views = []
     for number in sorted(every[:MAX_CLASSES]):
         right, true, said = correct.get(number, 0), labels.get(number, 0), answers.get(number, 0)
@@ -537,6 +541,8 @@ def _classes(totals: Totals, names: _Names) -> tuple[ClassView, ...]:
                 precision=right / said if said else None,
                 recall=right / true if true else None,
                 predicted=totals.predicted.get(number, 0),
+                noised=totals.noised.get(number),
+                noise_deviation=deviation(totals) if number in totals.noised else None,
             )
         )
     return tuple(views)

@@ -77,6 +77,10 @@ class ClassView(View):
     recall: float | None = None
     predicted: int = 0
     """How many answers were this class, labelled or not."""
+    noised: int | None = None
+    """Beside `predicted`, of devices that count classes with noise; it may be negative."""
+    noise_deviation: float | None = None
+    """Standard deviation of the noise in `noised`."""
 
 
 class MistakeView(View):
