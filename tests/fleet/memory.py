@@ -7,6 +7,7 @@ so that a watch sees the same story in every run.
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from fleet.core import report_asked
 from fleet.core.export import Asked, export, head_of
@@ -80,6 +81,8 @@ class MemoryController(ControllerPort):
     class_names: tuple[str, ...] = ()
     bundles: list[tuple[str | None, bool]] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    upkeep: Any = None
+    """Who answers about alerts."""
 
     def health(self) -> HealthView:
         online = sum(device.online for device in self.known_devices.values())
