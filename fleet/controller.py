@@ -590,7 +590,6 @@ class Controller:
                     log.debug("%s: fetch refused: %s", id, refused)
                 return
             case Batch():
-                self._census.hear(id, now)
                 self._hear_batch(body, heard.payload, now)
             case CommandResult():
                 self._census.hear(id, now)
@@ -630,6 +629,8 @@ class Controller:
         ledger = self._ingest.ledger(batch.device)
         for health in batch.health:
             self._census.hear_health(health, now, anew=ledger.restarts(health.boot, health.seq))
+        if not batch.health:
+            self._census.hear(batch.device, now)
         self._ingest.take(batch, payload, now)
 
     def _hear_result(self, result: CommandResult) -> None:
