@@ -60,6 +60,12 @@ model.add_command(report)
 @click.option("--labels", type=_FILE, help="One label a line.")
 @click.option("--golden", type=_FILE, help="NumPy .npz with inputs and the expected outputs.")
 @click.option(
+    "--baseline",
+    type=_FILE,
+    metavar="DATA",
+    help="Reference inputs, .npz or .csv: what devices compare theirs with, to see drift.",
+)
+@click.option(
     "--task",
     type=_Task(),
     metavar="KIND|FILE",
@@ -95,6 +101,7 @@ def push(
     version: int | None,
     labels: Path | None,
     golden: Path | None,
+    baseline: Path | None,
     task: str | None,
     description: str,
     sources: tuple[str, ...],
@@ -120,6 +127,8 @@ def push(
             task=task,
             description=description,
         )
+        if baseline is not None:
+            draft = _compared(draft, baseline)
         if sources:
             draft = replace(draft, manifest=changed(draft.manifest, sources=sources))
         if budget_ms is not None or budget_mib is not None:
@@ -139,6 +148,22 @@ def push(
         bundle = f"{release.model}-{release.version}.ffb"
         session.say(f"to fill a cache: fleet model export {ref}; tar xf {bundle} -C DIRECTORY")
     session.say(f"next: fleet rollout start {ref}")
+
+
+def _compared(draft: "ReleaseDraft", data: Path) -> "ReleaseDraft":
+    """Return the draft with what the data says of its inputs, and of its confidence if it does.
+
+    Raises:
+        ArtifactError: the data is not of this release.
+    """
+    from fleet.workshop.draft import changed
+    from fleet.workshop.reference import read_reference
+
+    made = read_reference(data, draft.manifest)
+    fields: dict[str, object] = {"baseline": made.baseline}
+    if made.calibration:
+        fields["calibration"] = made.calibration
+    return replace(draft, manifest=changed(draft.manifest, **fields))
 
 
 def _numbered(

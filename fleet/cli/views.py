@@ -16,7 +16,7 @@ from fleet.core.views import (
     ScoreView,
     WaveView,
 )
-from wire.manifest import Budget, Manifest, TensorSpec
+from wire.manifest import Baseline, Budget, Manifest, TensorSpec
 from wire.twin import DeploymentReport, Phase, Serving
 
 Lines = list[str]
@@ -85,6 +85,13 @@ def release_show(release: ReleaseView, now: float) -> Lines:
     return lines + (_manifest_lines(release.manifest) if release.manifest else [])
 
 
+def _baseline(baseline: Baseline) -> str:
+    names = [feature.name for feature in baseline.features]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    classes = "; predicted classes" if baseline.predicted else ""
+    return f"{baseline.samples} samples of {', '.join(names[:8]) or 'no features'}{more}{classes}"
+
+
 def _manifest_lines(manifest: Manifest) -> Lines:
     task = manifest.task
     what = f"{task.kind}, {task.scores_are} in {task.scores}" if task.scores else task.kind
@@ -95,6 +102,10 @@ def _manifest_lines(manifest: Manifest) -> Lines:
     facts = [("task", what)]
     if manifest.budget is not None:
         facts.append(("budget", _budget(manifest.budget)))
+    if manifest.baseline is not None:
+        facts.append(("baseline", _baseline(manifest.baseline)))
+    if manifest.calibration:
+        facts.append(("calibration", f"{len(manifest.calibration)} points"))
     facts += [("input", _tensor(tensor)) for tensor in manifest.inputs]
     facts += [("output", _tensor(tensor)) for tensor in manifest.outputs]
     shared = [("labels", manifest.labels), ("golden", manifest.golden)]

@@ -49,7 +49,7 @@ def read_golden(
         ArtifactError: not an .npz, arrays missing or too many, or types and shapes that are not
             the model's.
     """
-    arrays = _load(path)
+    arrays = load_arrays(path, MAX_GOLDEN_BYTES, "golden samples", "keep fewer golden samples")
     specs = {f"input_{place}": spec for place, spec in enumerate(inputs)}
     specs |= {f"output_{place}": spec for place, spec in enumerate(outputs)}
     if set(arrays) - {LABEL} != set(specs):
@@ -67,20 +67,24 @@ def read_golden(
     return arrays
 
 
-def _load(path: Path) -> Arrays:
+def load_arrays(path: Path, limit: int, what: str, else_do: str) -> Arrays:
+    """Return the arrays of an .npz by name.
+
+    Raises:
+        ArtifactError: not one, or larger than `limit` unpacked; the message says `else_do`.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_GOLDEN_BYTES:
+        if size > limit:
             raise ArtifactError(
-                f"{path.name}: expected at most {MAX_GOLDEN_BYTES} bytes unpacked, got {size}; "
-                "keep fewer golden samples"
+                f"{path.name}: expected at most {limit} bytes unpacked, got {size}; {else_do}"
             )
         with np.load(path, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
     except _UNREADABLE as error:
         raise ArtifactError(
-            f"{path.name}: expected golden samples as .npz without objects, got {error}; "
+            f"{path.name}: expected {what} as .npz without objects, got {error}; "
             "save them with numpy.savez_compressed"
         ) from error
 

@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 from fleet.workshop.model_file import ModelFile
 from fleet.workshop.onnx_file import read_onnx
+from fleet.workshop.reference import (
+    TWENTIETHS,
+    calibration_table,
+    feature_baseline,
+    quantile_edges,
+)
 from fleet.workshop.tflite_file import read_tflite
 from sample_models import onnx_form, tflite_form
 from sample_models.digits import CLASSES, Digits
@@ -20,7 +26,6 @@ from wire.codec import encode
 from wire.ids import digest_of
 from wire.manifest import (
     Baseline,
-    FeatureBaseline,
     File,
     Format,
     Manifest,
@@ -33,9 +38,6 @@ GOLDEN_EACH = 3
 CALIBRATION_IMAGES = 128
 BINS = 8
 """Bins of equal count for features of the input: 27 to 30 samples each."""
-
-TWENTIETHS = np.linspace(0, 1, 21).round(2)
-"""Bins of confidence, as in the windows that devices report."""
 
 TOLERANCE_MARGIN = 1.5
 """Golden tolerance over the worst difference measured, for kernels that were not."""
@@ -152,20 +154,9 @@ def _accuracy(answers: Answers, digits: Digits) -> float:
 
 
 def _calibration(answers: Answers, labels: NDArray[np.int64]) -> tuple[tuple[float, float], ...]:
-    """Mean confidence and accuracy of each twentieth that occurs, kept ascending.
-
-    Laplace's rule of succession: a bin without a mistake is not one that never errs.
-    """
-    confidence = answers.max(axis=1).astype(np.float64)
-    correct = answers.argmax(axis=1) == labels
-    bins = np.digitize(confidence, TWENTIETHS[1:-1])
-    table = []
-    best = 0.0
-    for bin_ in np.unique(bins):
-        here = bins == bin_
-        best = max(best, float((correct[here].sum() + 1) / (here.sum() + 2)))
-        table.append((round(float(confidence[here].mean()), 4), round(best, 4)))
-    return tuple(table)
+    return calibration_table(
+        answers.max(axis=1).astype(np.float64), answers.argmax(axis=1) == labels
+    )
 
 
 def _baseline(digits: Digits, answers: Answers) -> Baseline:
@@ -174,24 +165,9 @@ def _baseline(digits: Digits, answers: Answers) -> Baseline:
     return Baseline(
         samples=len(digits),
         features=(
-            _feature("image.mean", mean, _equal_counts(mean)),
-            _feature("image.std", deviation, _equal_counts(deviation)),
-            _feature("confidence", answers.max(axis=1).astype(np.float64), TWENTIETHS),
+            feature_baseline("image.mean", mean, quantile_edges(mean, BINS)),
+            feature_baseline("image.std", deviation, quantile_edges(deviation, BINS)),
+            feature_baseline("confidence", answers.max(axis=1).astype(np.float64), TWENTIETHS),
         ),
         predicted=tuple(np.bincount(answers.argmax(axis=1), minlength=CLASSES).tolist()),
-    )
-
-
-def _equal_counts(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    edges: NDArray[np.float64] = np.quantile(values, np.linspace(0, 1, BINS + 1))
-    return np.unique(edges.round(6))
-
-
-def _feature(name: str, values: NDArray[np.float64], edges: NDArray[np.float64]) -> FeatureBaseline:
-    counts, _ = np.histogram(values, edges)
-    return FeatureBaseline(
-        name=name,
-        edges=tuple(edges.tolist()),
-        counts=tuple(counts.tolist()),
-        outside=len(values) - int(counts.sum()),
     )
