@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from pydantic import TypeAdapter
 
 from fleet.__main__ import fleet
+from fleet.cli import views
 from fleet.core.alerts import Facts, Reading, State, Subject, step
 from fleet.core.books import Books, Release
 from fleet.shell.alerting import read_file
@@ -195,3 +196,16 @@ def test_a_release_goes_into_quarantine_and_out_again(run: Fleet) -> None:
     assert "digits@1 is in quarantine already: sees ghosts" in twice.stderr
     assert "quarantine" not in free.stdout
     assert run("model", "release", "digits@1").exit_code == 1
+
+
+def test_what_fires_is_one_line_at_the_top_and_one_with_the_device() -> None:
+    health = MemoryController().health()
+    busy = health.model_copy(update={"alerts_firing": {"info": 1, "critical": 2}})
+    device = sample_device("cam-1").model_copy(update={"alerts": ("a-1 hot (critical): 91 °C",)})
+
+    assert views.top(busy, [], [])[1] == "alerts firing: 2 critical, 1 info; fleet alerts"
+    assert views.top(health, [], [])[1] == ""
+    shown = views.device_show(device, device.last_seen)
+    assert [line.split() for line in shown if "hot" in line] == [
+        ["alert", "a-1", "hot", "(critical):", "91", "°C"]
+    ]
