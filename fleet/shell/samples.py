@@ -110,7 +110,7 @@ class Samples:
                 if len(self._samples[head.request]) >= view.count:
                     return _unwanted(sample)
                 known = _view(head, sample.device, now)
-                self._keep(view.model_copy(update={"received": view.received + 1}))
+                view = view.model_copy(update={"received": view.received + 1})
             elif known.digest != head.digest:
                 return None
             try:
@@ -120,7 +120,12 @@ class Samples:
                 return None
             if head.label is not None and known.label is None:
                 known = known.model_copy(update={"label": head.label})
-            self._keep_sample(known)
+            try:
+                self._keep_sample(known)
+            finally:
+                # Last, so that what is sent again after a disk was full counts once.
+                if view is not self._requests[view.id]:
+                    self._keep(view)
             return SampleAck(
                 device=sample.device,
                 request=head.request,
