@@ -123,3 +123,21 @@ def test_large_answers_and_texts_are_not_remembered() -> None:
     values.answered(Outcome("text", ()), np.array(["a"], object))
 
     assert not values.remembers("large") and not values.remembers("text")
+
+
+def test_numbers_within_the_tolerance_of_the_task_are_right(
+    tmp_path: Path, listeners: Listeners, client: Client
+) -> None:
+    release = Release(tmp_path / "r", onnx_classifier(), task=Task(tolerance=0.5))
+
+    with engine(listeners) as started:
+        started.serve(release)
+        for n, error in enumerate((0.0, 0.4, 0.6)):
+            answer = client.infer(one_hot(n), id=f"r{n}").json["outputs"][0]["data"]
+            true = [answer[0] + error, *answer[1:]]
+            assert (
+                client.ask("POST", FEEDBACK, {"request_id": f"r{n}", "value": true}).status == 200
+            )
+        (window,) = started.report().windows
+
+    assert window.counts["outcomes"] == {"within": 8, "beyond": 1}, "each number counts"
