@@ -53,11 +53,11 @@ class Count:
 ACCURACY = "accuracy"
 ACCURACY_ALPHA = 0.03
 COUNTS = (
-    Count("refusals", 0.005, 0.25, "found it worse than what they had"),
-    Count("heavy-losses", 0.005, 0.05, f"refused it at a loss of {HEAVY_LOSS:.0%} or more"),
+    Count("refusals", 0.0025, 0.25, "found it worse than what they had"),
+    Count("heavy-losses", 0.01, 0.03, f"refused it at a loss of {HEAVY_LOSS:.0%} or more"),
     Count("crashes", 0.005, 0.05, "could not run it, or not for long"),
-    Count("cpu-time", 0.0025, 0.05, "found that it costs too much processor time"),
-    Count("failures", 0.0025, 0.25, "failed otherwise"),
+    Count("cpu-time", 0.00125, 0.05, "found that it costs too much processor time"),
+    Count("failures", 0.00125, 0.25, "failed otherwise"),
 )
 SPLIT: Mapping[str, float] = {ACCURACY: ACCURACY_ALPHA} | {c.name: c.alpha for c in COUNTS}
 """Gate -> its part of ALPHA."""
@@ -253,8 +253,9 @@ def too_small(told: int) -> str:
     if told < least:
         how = f"a loss on every disagreement is not seen with fewer than {least}"
     else:
-        heavy = least_count(told, 0.05, SPLIT["heavy-losses"])
-        how = f"{heavy} of them would have to break down before it is seen"
+        gate = next(gate for gate in COUNTS if gate.name == "crashes")
+        count = least_count(told, gate.share, gate.alpha)
+        how = f"{count} of them would have to break down before it is seen"
     return (
         f"{told} {plural(told, 'device')} told by then {'is' if told == 1 else 'are'} too few to "
         f"decide: {how}; {LEAST_DEVICES} with 100 labelled pairs each can"

@@ -22,9 +22,10 @@ rollout takes what the device then serves as the release to return to.
 
 What counts for and against the release is in `evidence`: tests over devices that may be looked
 at any time end a rollout, and let it go on from one wave to the next. A wave that is settled and
-undecided takes in devices of the next one until it has doubled, and then holds for the operator's
-approval; so does one of which no device has an outcome, or of which too many are silent past
-their deadline. Fewer devices than a test can decide from are judged by a share of refusals.
+undecided takes in devices of later ones until it is GROWTH times as large. Then it holds for the
+operator's approval, and so does one of which no device has an outcome, or of which too many are
+silent past their deadline. Fewer devices than a test can decide from are judged by a share of
+refusals.
 
 While rolling back, a device that refused the release gets back the very order it had. Every
 other device told is ordered to its previous release, without probation since it served there
@@ -68,6 +69,9 @@ STARTS_PER_S = 200
 
 ENLARGE_BY = 10
 """Devices that an undecided wave takes in at a time."""
+
+GROWTH = 4
+"""How many times its size an undecided wave may have in the end."""
 
 SMALL_LIMIT_PERCENT = 20
 """Refusals that devices too few for a test may show, unless the rollout says otherwise."""
@@ -376,7 +380,8 @@ def _pass(rollout: Rollout, now: float) -> tuple[Rollout, str | None]:
     A wave that they cannot decide takes in devices of the next one: it is not settled then.
     """
     wave = f"wave {rollout.open} of {len(rollout.waves)}"
-    if not _decides(rollout) or rollout.approved == rollout.open:
+    empty = not rollout.open or not rollout.waves[rollout.open - 1]
+    if empty or not _decides(rollout) or rollout.approved == rollout.open:
         return rollout, None
     silent = sum(told.answer.standing is Standing.WORKING for told in rollout.told.values())
     last = rollout.open == len(rollout.waves)
@@ -396,8 +401,10 @@ def _pass(rollout: Rollout, now: float) -> tuple[Rollout, str | None]:
     found = promotion(rollout.evidence, now, rollout.open)
     if found.ruling == "promote":
         return replace(_ruled(rollout, found), promoted=True), None
-    coming = rollout.waves[rollout.open]
-    if found.devices and rollout.enlarged < len(rollout.told) - rollout.enlarged and coming:
+    if not any(rollout.waves[rollout.open :]):
+        return rollout, None
+    began = len(rollout.told) - rollout.enlarged
+    if found.devices and len(rollout.told) < GROWTH * began:
         return _enlarge(rollout, found, now)
     words = f"{wave}: holding, undecided; {found.words}; it goes on when it is approved"
     return _ruled(rollout, replace(found, words=words)), words
@@ -415,14 +422,14 @@ def _compared(rollout: Rollout) -> bool:
 
 
 def _enlarge(rollout: Rollout, found: Verdict, now: float) -> tuple[Rollout, str]:
-    """Take devices of the next wave into the open one, since it is undecided."""
-    number = rollout.open
-    more, rest = rollout.waves[number][:ENLARGE_BY], rollout.waves[number][ENLARGE_BY:]
-    waves = list(rollout.waves)
-    waves[number - 1], waves[number] = waves[number - 1] + more, rest
+    """Take devices of a later wave into the open one, since it is undecided."""
+    waves, number = list(rollout.waves), rollout.open
+    later = next(at for at in range(number, len(waves)) if waves[at])
+    more, waves[later] = waves[later][:ENLARGE_BY], waves[later][ENLARGE_BY:]
+    waves[number - 1] += more
     words = (
         f"wave {number} of {len(waves)}: undecided after {found.devices} devices, takes in "
-        f"{len(more)} of the next wave; {found.words}"
+        f"{len(more)} of wave {later + 1}; {found.words}"
     )
     rollout = _ruled(rollout, replace(found, ruling="enlarge", words=words))
     rollout = _tell(replace(rollout, open=number - 1, waves=tuple(waves)), more, now)

@@ -143,25 +143,25 @@ def test_an_undecided_wave_takes_in_devices_of_the_next_one():
     assert again is grown and none == []
 
 
-def test_a_wave_that_doubled_undecided_holds_until_it_is_approved():
-    rollout, census = begun(waves_of(30, 100))
-    for place, id in enumerate(ids(60)):
-        swing = 12 if place % 2 else 0
-        commit(census, id, Outcome(pairs=100, worse=swing + 1, better=12 - swing))
-    for _ in range(6):
+def test_a_wave_that_grew_fourfold_undecided_holds_until_it_is_approved():
+    rollout, census = begun(waves_of(30, 100, 200))
+    for place, id in enumerate(ids(120)):
+        swing = 30 if place % 2 else 0
+        commit(census, id, Outcome(pairs=100, worse=swing + 1, better=31 - swing))
+    for _ in range(12):
         rollout, _ = step(rollout, census, T0)
-        for id in ids(60):
+        for id in ids(120):
             census.hear(id, T0)
 
     later, none = step(rollout, census, T0 + 30 * 86_400)
     approved, orders = step(approve(later, "by the operator: seen", T0), census, T0)
 
-    assert [len(wave) for wave in rollout.waves] == [60, 40]
+    assert [len(wave) for wave in rollout.waves] == [120, 0, 80]
     assert later.status is RolloutStatus.RUNNING and none == []
     assert "holding, undecided; promotion: accuracy" in later.because
     assert later.verdicts[-1].ruling == "hold"
-    assert len(orders) == 40
-    assert approved.verdicts[-1].words == "wave 1 of 2: approved by the operator: seen"
+    assert len(orders) == 80
+    assert approved.verdicts[-1].words == "wave 1 of 3: approved by the operator: seen"
 
 
 def test_without_any_outcome_a_wave_neither_passes_nor_fails():
@@ -228,7 +228,7 @@ def test_a_silent_last_wave_is_followed_up_for_days_and_then_let_go():
     ("reason", "labelled", "worse_pairs", "gate", "count"),
     [
         (Reason.CRASHED, 0, 0, "crashes", 8),
-        (Reason.TOO_SLOW, 0, 0, "cpu-time", 8),
+        (Reason.TOO_SLOW, 0, 0, "cpu-time", 9),
         (Reason.WORSE_THAN_CHAMPION, 30, 9, "heavy-losses", 8),
         (Reason.WORSE_THAN_CHAMPION, 100, 10, "refusals", 20),
         (Reason.NO_SPACE, 0, 0, "failures", 20),
