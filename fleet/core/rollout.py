@@ -206,6 +206,18 @@ def _lasting(told: Told) -> tuple[Answer, str, bool, Outcome | None]:
     return told.answer, told.recall, told.held, told.outcome
 
 
+def news(before: Rollout | None, after: Rollout) -> list[str]:
+    """Return what is worth telling of a rollout's step, in words."""
+    told = f"{after.release} to {after.to}"
+    if before is None:
+        return [f"{told}: {after.status}; {after.because}"]
+    known = len(before.verdicts)
+    words = [each.words for each in after.verdicts[known:] if each.ruling != "abort"]
+    if (before.status, before.open) != (after.status, after.open):
+        words.append(f"{after.status}; {after.because}")
+    return [f"{told}: {each}" for each in words]
+
+
 def abort(rollout: Rollout, reason: str, now: float) -> Rollout:
     """Call a rollout off; the next `step` takes its devices back."""
     if rollout.status not in (RolloutStatus.RUNNING, RolloutStatus.PAUSED):
@@ -259,7 +271,7 @@ def supersede(
         because=f"superseded by {by}",
         ended_at=now,
     )
-    if rollout.status is not RolloutStatus.PAUSED:
+    if rollout.status is RolloutStatus.ROLLING_BACK:
         return after, recalls
     after, regarded = _hold_or_let_go(after)
     return after, _orders(after, regarded)
@@ -396,7 +408,7 @@ def _pass(rollout: Rollout, now: float) -> tuple[Rollout, str | None]:
             figures={"silent": float(silent), "told": float(len(rollout.told))},
         )  # fmt: skip
         return _ruled(rollout, verdict), words
-    if last or rollout.promoted or not _compared(rollout):
+    if last or rollout.promoted or not compared(rollout):
         return rollout, None
     found = promotion(rollout.evidence, now, rollout.open)
     if found.ruling == "promote":
@@ -414,7 +426,7 @@ def _decides(rollout: Rollout) -> bool:
     return rollout.judged_by == "tests" and len(rollout.told) >= LEAST_DEVICES
 
 
-def _compared(rollout: Rollout) -> bool:
+def compared(rollout: Rollout) -> bool:
     """Return whether devices were asked to compare it with what they had."""
     policy = rollout.probation
     asked = policy.labelled_pairs > 0 and policy.outcome_pairs > 0
