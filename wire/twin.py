@@ -95,8 +95,8 @@ class Probation(Part):
     """What happens when labels or inputs were too few to decide by the deadline."""
     cpu_percent: Annotated[int, Field(ge=0, le=1_000_000)] = 300
     """Refused with more of the champion's processor time an input than this; 0: no limit."""
-    outcome_pairs: Annotated[int, Field(ge=0, le=1_000_000)] = 100
-    """At how many labelled pairs, or as many as `labelled_pairs`, the outcome is frozen; 0: never.
+    finding_pairs: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    """At how many labelled pairs, or as many as `labelled_pairs`, the finding is frozen; 0: never.
     """
 
 
@@ -131,7 +131,7 @@ class Desired(Document):
     """Frames go to whole waves; false: ask for them on the device's own topic."""
 
 
-class Outcome(Part):
+class Finding(Part):
     """Champion against challenger on one device, frozen once: what a fleet decides from."""
 
     pairs: Annotated[int, Field(ge=1, le=2**53)]
@@ -165,7 +165,7 @@ class DeploymentReport(Part):
     labelled_pairs: Count = 0
     worse: Count = 0
     better: Count = 0
-    outcome: Outcome | None = None
+    finding: Finding | None = None
     """Never changed once it is there; None: too few labelled pairs, or refused before."""
 
 

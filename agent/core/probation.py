@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 from agent.control import Tally
-from wire.twin import Outcome, Phase, Probation, Reason
+from wire.twin import Finding, Phase, Probation, Reason
 
 MIN_ROWS = 20
 """Inputs on either side before their cost says anything."""
@@ -78,23 +78,23 @@ def _too_costly(policy: Probation, tally: Tally) -> str:
     )
 
 
-def outcome(policy: Probation, tally: Tally) -> Outcome | None:
+def finding(policy: Probation, tally: Tally) -> Finding | None:
     """Return what a fleet may count of this device, once there are pairs enough.
 
-    When depends on the number of labels alone, never on what they say: an outcome that were
+    When depends on the number of labels alone, never on what they say: a finding that were
     looked at before it is taken would lean to whatever made one stop.
     """
-    wanted = min(policy.outcome_pairs, policy.labelled_pairs)
+    wanted = min(policy.finding_pairs, policy.labelled_pairs)
     if wanted == 0 or tally.labelled < wanted:
         return None
-    return Outcome(pairs=tally.labelled, worse=tally.worse, better=tally.better)
+    return Finding(pairs=tally.labelled, worse=tally.worse, better=tally.better)
 
 
-def outcome_unlabelled(policy: Probation, tally: Tally) -> Outcome | None:
+def finding_unlabelled(policy: Probation, tally: Tally) -> Finding | None:
     """Return the worst that can be behind a commit without labels: every disagreement is wrong."""
-    if policy.outcome_pairs == 0 or tally.pairs == 0:
+    if policy.finding_pairs == 0 or tally.pairs == 0:
         return None
-    return Outcome(pairs=tally.pairs, worse=tally.disagreements, labelled=False)
+    return Finding(pairs=tally.pairs, worse=tally.disagreements, labelled=False)
 
 
 def judge(policy: Probation, tally: Tally, elapsed_s: float) -> Verdict | None:

@@ -5,7 +5,7 @@ and all looks together; `SPLIT` says how it is shared. Accuracy is judged by bet
 disagreements that each device loses, frozen once on the device; all else by how many of the
 devices told end in a certain way.
 
-A device that refused the release before its outcome was frozen is not in the bets: what it has is
+A device that refused the release before its finding was frozen is not in the bets: what it has is
 what made it stop. It counts among the refusals, and in the mean that lets a rollout go on, where
 it can only make that harder.
 """
@@ -17,7 +17,7 @@ from typing import Literal
 
 from fleet.core.gate import Answer, Standing, plural
 from fleet.core.statistics.sequential import Bets, Mean, least_count, least_values, share_above
-from wire.twin import Outcome, Reason
+from wire.twin import Finding, Reason
 
 ALPHA = 0.05
 """The chance of a false abort, over all gates."""
@@ -78,38 +78,38 @@ class Evidence:
     """What was counted so far. Every device is in it once."""
 
     bets: Bets = field(default_factory=Bets)
-    """On the net share of disagreements lost, of devices with a labelled outcome."""
+    """On the net share of disagreements lost, of devices with a labelled finding."""
     share: float = 0.0
     """The sum of those shares."""
     mean: Mean = field(default_factory=Mean)
-    """Of gained accuracy plus the margin, of devices with any outcome or with a refusal."""
+    """Of gained accuracy plus the margin, of devices with any finding or with a refusal."""
     pairs: int = 0
     worse: int = 0
     better: int = 0
     unlabelled: int = 0
     """Devices that committed without labels: in the mean alone, at their worst."""
     refused_before: int = 0
-    """Devices that found it worse before their outcome: in the mean alone."""
+    """Devices that found it worse before their finding: in the mean alone."""
 
-    def after(self, outcome: Outcome) -> "Evidence":
-        """Return the evidence with the frozen outcome of one more device."""
-        mean = self.mean.after(_gain(outcome.pairs, outcome.worse, outcome.better))
-        if not outcome.labelled:
+    def after(self, finding: Finding) -> "Evidence":
+        """Return the evidence with the frozen finding of one more device."""
+        mean = self.mean.after(_gain(finding.pairs, finding.worse, finding.better))
+        if not finding.labelled:
             return replace(self, mean=mean, unlabelled=self.unlabelled + 1)
-        differ = outcome.worse + outcome.better
-        share = (outcome.worse - outcome.better) / differ if differ else 0.0
+        differ = finding.worse + finding.better
+        share = (finding.worse - finding.better) / differ if differ else 0.0
         return replace(
             self,
             bets=self.bets.after(share),
             share=self.share + share,
             mean=mean,
-            pairs=self.pairs + outcome.pairs,
-            worse=self.worse + outcome.worse,
-            better=self.better + outcome.better,
+            pairs=self.pairs + finding.pairs,
+            worse=self.worse + finding.worse,
+            better=self.better + finding.better,
         )
 
     def after_refusal(self, answer: Answer) -> "Evidence":
-        """Return the evidence with a device that found it worse before its outcome."""
+        """Return the evidence with a device that found it worse before its finding."""
         gain = _gain(answer.labelled, answer.worse, answer.better)
         return replace(self, mean=self.mean.after(gain), refused_before=self.refused_before + 1)
 
@@ -120,9 +120,9 @@ def _gain(pairs: int, worse: int, better: int) -> float:
     return min(max(share, -1.0), 1.0) + PROMOTE_MARGIN
 
 
-def believable(outcome: Outcome) -> bool:
-    """Return whether an outcome can be: no more decided than there were pairs."""
-    return outcome.worse + outcome.better <= outcome.pairs
+def believable(finding: Finding) -> bool:
+    """Return whether a finding can be: no more decided than there were pairs."""
+    return finding.worse + finding.better <= finding.pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,7 @@ def promotion(evidence: Evidence, at: float, wave: int) -> Verdict:
     gain = mean.mean - PROMOTE_MARGIN if mean.values else 0.0
     points = 100 * PROMOTE_MARGIN
     if mean.values == 0:
-        words = "promotion: no device has an outcome; without data it is neither passed nor failed"
+        words = "promotion: no device has a finding; without data it is neither passed nor failed"
     else:
         words = (
             f"promotion: accuracy {100 * gain:+.2f} points on the mean of {mean.values} "

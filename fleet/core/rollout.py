@@ -23,7 +23,7 @@ rollout takes what the device then serves as the release to return to.
 What counts for and against the release is in `evidence`: tests over devices that may be looked
 at any time end a rollout, and let it go on from one wave to the next. A wave that is settled and
 undecided takes in devices of later ones until it is GROWTH times as large. Then it holds for the
-operator's approval, and so does one of which no device has an outcome, or of which too many are
+operator's approval, and so does one of which no device has a finding, or of which too many are
 silent past their deadline. Fewer devices than a test can decide from are judged by a share of
 refusals.
 
@@ -50,7 +50,7 @@ from fleet.core.gate import Answer, Standing, judge, plural, verdict
 from fleet.core.views import RolloutStatus
 from wire.ids import ReleaseRef
 from wire.manners import DAY_S, Manners
-from wire.twin import DeploymentReport, Outcome, Phase, Probation, Reason
+from wire.twin import DeploymentReport, Finding, Phase, Probation, Reason
 
 SILENCE_S = 300.0
 """How long a rollout waits for a device that cannot be reached."""
@@ -108,7 +108,7 @@ class Told:
     """By which order it was called back, if it was."""
     held: bool = False
     """Its order says to fetch nothing."""
-    outcome: Outcome | None = None
+    finding: Finding | None = None
     """What it froze, as it was first heard: counted once, and never changed."""
 
 
@@ -202,8 +202,8 @@ def notable(before: Rollout, after: Rollout) -> bool:
     return any(_lasting(told) != _lasting(after.told[id]) for id, told in before.told.items())
 
 
-def _lasting(told: Told) -> tuple[Answer, str, bool, Outcome | None]:
-    return told.answer, told.recall, told.held, told.outcome
+def _lasting(told: Told) -> tuple[Answer, str, bool, Finding | None]:
+    return told.answer, told.recall, told.held, told.finding
 
 
 def news(before: Rollout | None, after: Rollout) -> list[str]:
@@ -320,11 +320,11 @@ def _observe(rollout: Rollout, census: Census, now: float) -> Rollout:
         progress = _progress(rollout, report)
         if progress > told.progress:
             after = replace(after, progress=progress, moved_at=now)
-        outcome = _outcome(rollout, report) if told.outcome is None else None
-        if outcome is not None and not _left_out(told.answer):
-            after = replace(after, outcome=outcome)
-            evidence = evidence.after(outcome)
-        elif told.outcome is None and _left_out(answer) and not _left_out(told.answer):
+        finding = _finding(rollout, report) if told.finding is None else None
+        if finding is not None and not _left_out(told.answer):
+            after = replace(after, finding=finding)
+            evidence = evidence.after(finding)
+        elif told.finding is None and _left_out(answer) and not _left_out(told.answer):
             evidence = evidence.after_refusal(answer)
         if after != told:
             changed[id] = after
@@ -333,13 +333,13 @@ def _observe(rollout: Rollout, census: Census, now: float) -> Rollout:
     return replace(rollout, told={**rollout.told, **changed}, evidence=evidence)
 
 
-def _outcome(rollout: Rollout, report: DeploymentReport | None) -> Outcome | None:
+def _finding(rollout: Rollout, report: DeploymentReport | None) -> Finding | None:
     """Return what a device froze of this very deployment."""
-    if report is None or report.outcome is None or report.purpose != "rollout":
+    if report is None or report.finding is None or report.purpose != "rollout":
         return None
     if (report.rollout, report.manifest) != (rollout.id, rollout.manifest):
         return None
-    return report.outcome if believable(report.outcome) else None
+    return report.finding if believable(report.finding) else None
 
 
 def _left_out(answer: Answer) -> bool:
@@ -429,7 +429,7 @@ def _decides(rollout: Rollout) -> bool:
 def compared(rollout: Rollout) -> bool:
     """Return whether devices were asked to compare it with what they had."""
     policy = rollout.probation
-    asked = policy.labelled_pairs > 0 and policy.outcome_pairs > 0
+    asked = policy.labelled_pairs > 0 and policy.finding_pairs > 0
     return asked and any(rollout.previous.get(id) is not None for id in rollout.told)
 
 

@@ -1,7 +1,7 @@
 """How often a rollout is decided wrongly: good releases called off, bad ones let by.
 
 Whole rollouts of 200 devices in three waves (30, 50%, 100%) on a made-up clock, through the
-controller's own `rollout.step` and census, and through what a device decides by: its outcome is
+controller's own `rollout.step` and census, and through what a device decides by: its finding is
 frozen and its challenger judged after every ten labelled pairs, by the functions of the agent's
 probation. What the pairs say is drawn at random.
 
@@ -13,7 +13,7 @@ counted apart. The negative control is McNemar's test on the pairs of all device
 together, looked at every 50 pairs at 5%, as canary tools do it.
 
 Losses are planted with 100 labelled pairs a device, then again with the usual 300, of which the
-first 100 are the outcome: an abort then comes before the commit.
+first 100 are the finding: an abort then comes before the commit.
 """
 
 import sys
@@ -35,7 +35,7 @@ from fleet.core.rollout import Assignment, Rollout, step
 from fleet.core.statistics.intervals import clopper_pearson
 from fleet.core.views import RolloutStatus
 from scripts.benches._common import Bar, Result, main, note
-from wire.twin import DeploymentReport, Outcome, Phase, Probation, Reported, Serving, Status
+from wire.twin import DeploymentReport, Finding, Phase, Probation, Reported, Serving, Status
 
 BARS = [
     Bar("false_aborts", at_most=83),
@@ -57,7 +57,7 @@ Kind = Callable[[np.random.Generator], tuple[Draws, Draws]]
 """Share of inputs that each device disagrees on, and the share of those that it loses."""
 
 
-def _leaning(points: float) -> Kind:
+def leaning(points: float) -> Kind:
     """Devices of a release that loses so many points on the mean, each with a lean of its own."""
     lost = (1 + points / 100 / DISAGREE) / 2
 
@@ -67,13 +67,13 @@ def _leaning(points: float) -> Kind:
     return draw
 
 
-def _skewed(random: np.random.Generator) -> tuple[Draws, Draws]:
+def skewed(random: np.random.Generator) -> tuple[Draws, Draws]:
     return np.full(DEVICES, DISAGREE), np.where(random.random(DEVICES) < 0.2, 0.98, 0.38)
 
 
 def _tail(random: np.random.Generator) -> tuple[Draws, Draws]:
     """Equal, but on a fifth of the devices 25 points worse."""
-    disagree, lost = _leaning(0)(random)
+    disagree, lost = leaning(0)(random)
     hit = random.random(DEVICES) < 0.2
     return np.where(hit, 0.31, disagree), np.where(hit, 0.28 / 0.31, lost)
 
@@ -100,8 +100,8 @@ def _judged(pairs: int, labelled: int, worse: int, better: int) -> probation.Ver
 
 
 @cache
-def _frozen(pairs: int, labelled: int, worse: int, better: int) -> Outcome | None:
-    return probation.outcome(_policy(pairs), _tally(labelled, worse, better))
+def _frozen(pairs: int, labelled: int, worse: int, better: int) -> Finding | None:
+    return probation.finding(_policy(pairs), _tally(labelled, worse, better))
 
 
 @cache
@@ -138,7 +138,7 @@ class _Device:
         self.id, self._pairs = id, pairs
         self._worse, self._better = worse.tolist(), better.tolist()
         self._at = -starts
-        self._outcome: Outcome | None = None
+        self._finding: Finding | None = None
         self._sequence = 1
         self.labelled = 0
         self.ended: Phase | None = None
@@ -152,9 +152,9 @@ class _Device:
         worse, better = self._worse[self._at - 1], self._better[self._at - 1]
         said = (self._pairs, self.labelled, worse, better)
         news = False
-        if self._outcome is None:
-            self._outcome = _frozen(*said)
-            news = self._outcome is not None
+        if self._finding is None:
+            self._finding = _frozen(*said)
+            news = self._finding is not None
         verdict = _judged(*said)
         if verdict is not None:
             self.ended = verdict.phase
@@ -179,7 +179,7 @@ class _Device:
                 labelled_pairs=self.labelled,
                 worse=worse,
                 better=better,
-                outcome=self._outcome,
+                finding=self._finding,
             ),
         )
 
@@ -204,7 +204,7 @@ def _serving(manifest: str) -> Serving:
     )
 
 
-def _run(kind: Kind, pairs: int, seed: int) -> Course:
+def run(kind: Kind, pairs: int, seed: int) -> Course:
     """Take one rollout to its end."""
     random = np.random.default_rng(seed)
     disagree, lost = kind(random)
@@ -262,7 +262,7 @@ def _growing(counts: Draws, by: int) -> list[int]:
     return [int(total) for total in steps.reshape(-1).cumsum()]
 
 
-def _peeked(course: Course) -> bool:
+def peeked(course: Course) -> bool:
     """Whether McNemar's test, looked at every 50 pairs, ever calls the release worse or better."""
     return any(
         worse > better and (worse - better) ** 2 > 3.841 * (worse + better)
@@ -283,12 +283,12 @@ def _told(name: str, courses: list[Course], since: float) -> None:
 
 def _many(name: str, kind: Kind, pairs: int, runs: int, seed: int) -> list[Course]:
     since = time.monotonic()
-    courses = [_run(kind, pairs, seed + n) for n in range(runs)]
+    courses = [run(kind, pairs, seed + n) for n in range(runs)]
     _told(name, courses, since)
     return courses
 
 
-def _aborted(course: Course) -> bool:
+def aborted(course: Course) -> bool:
     return course.status in (RolloutStatus.ROLLING_BACK, RolloutStatus.ABORTED)
 
 
@@ -300,37 +300,37 @@ def measure(quick: bool) -> Result:
     """How often good releases are called off and bad ones found, over whole rollouts."""
     runs, planted = (40, 20) if quick else (1000, 300)
     assert FIRST >= LEAST_DEVICES
-    twins = _many("retrained twin", _leaning(0), 300, runs, 1_000_000)
-    skewed = _many("retrained twin, skewed effects", _skewed, 300, runs, 2_000_000)
-    better = _many("+1 point", _leaning(-1), 300, planted, 3_000_000)
-    five = _many("-5 points, 100 pairs", _leaning(5), 100, planted, 4_000_000)
-    two = _many("-2 points, 100 pairs", _leaning(2), 100, planted, 5_000_000)
+    twins = _many("retrained twin", leaning(0), 300, runs, 1_000_000)
+    uneven = _many("retrained twin, skewed effects", skewed, 300, runs, 2_000_000)
+    better = _many("+1 point", leaning(-1), 300, planted, 3_000_000)
+    five = _many("-5 points, 100 pairs", leaning(5), 100, planted, 4_000_000)
+    two = _many("-2 points, 100 pairs", leaning(2), 100, planted, 5_000_000)
     tail = _many("a fifth at -25 points, 100 pairs", _tail, 100, planted, 6_000_000)
-    later = _many("-5 points, 300 pairs", _leaning(5), 300, planted, 7_000_000)
-    null = [*twins, *skewed]
-    aborts = sum(map(_aborted, null))
+    later = _many("-5 points, 300 pairs", leaning(5), 300, planted, 7_000_000)
+    null = [*twins, *uneven]
+    aborts = sum(map(aborted, null))
     # So that a quick run is measured by the same bar: of as many as there are in a full one.
     of_2000 = round(aborts * 2000 / len(null))
     low, high = clopper_pearson(aborts, len(null), 0.9)
     note(
         f"false aborts: {aborts} of {len(null)} ({100 * low:.1f} to {100 * high:.1f}%), by gate: "
-        f"{dict(Counter(c.gate for c in null if _aborted(c)))}; refused by single devices: "
+        f"{dict(Counter(c.gate for c in null if aborted(c)))}; refused by single devices: "
         f"{sum(c.refused for c in twins) / sum(c.told for c in twins):.1%} of a twin, "
-        f"{sum(c.refused for c in skewed) / sum(c.told for c in skewed):.1%} of a skewed one"
+        f"{sum(c.refused for c in uneven) / sum(c.told for c in uneven):.1%} of a skewed one"
     )
     return Result(
         figures={
             "false_aborts": of_2000,
             "rollouts": len(null),
-            "negative_control": _share(twins, _peeked),
+            "negative_control": _share(twins, peeked),
             "good_completed": min(
                 _share(each, lambda c: c.status is RolloutStatus.COMPLETED)
-                for each in (twins, skewed, better)
+                for each in (twins, uneven, better)
             ),
             "labels_per_device": sum(c.labels for c in null) / sum(c.told for c in null),
-            "power_5pt_by_30": _share(five, lambda c: _aborted(c) and c.told <= FIRST),
-            "power_2pt": _share(two, _aborted),
-            "power_tail": _share(tail, _aborted),
+            "power_5pt_by_30": _share(five, lambda c: aborted(c) and c.told <= FIRST),
+            "power_2pt": _share(two, aborted),
+            "power_tail": _share(tail, aborted),
             "harmed_median": median(c.committed for c in five),
             "harmed_median_2pt": median(c.committed for c in two),
             "harmed_median_tail": median(c.committed for c in tail),
@@ -339,7 +339,7 @@ def measure(quick: bool) -> Result:
         runs={
             name: [[str(c.status), c.gate, c.told, c.committed, c.refused] for c in courses]
             for name, courses in {
-                "twin": twins, "skewed": skewed, "better": better, "five": five, "two": two,
+                "twin": twins, "skewed": uneven, "better": better, "five": five, "two": two,
                 "tail": tail, "five_of_300_pairs": later,
             }.items()
         },

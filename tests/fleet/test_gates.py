@@ -15,7 +15,7 @@ from tests.brokers import start_mosquitto
 from tests.fleet.test_controller import World, wait_for
 from wire.codec import Document, encode
 from wire.topics import RULES, Kind, Topic, build
-from wire.twin import DeploymentReport, Outcome, Phase, Reported, Status
+from wire.twin import DeploymentReport, Finding, Phase, Reported, Status
 
 IDS = [f"cam-{n:02}" for n in range(40)]
 
@@ -103,7 +103,7 @@ def test_a_wave_too_small_is_named_by_the_plan_and_started_when_approved(
     assert approved.status is RolloutStatus.RUNNING
 
 
-def test_outcomes_that_devices_froze_end_a_rollout_and_the_verdict_outlives_the_controller(
+def test_findings_that_devices_froze_end_a_rollout_and_the_verdict_outlives_the_controller(
     world: World, devices: Devices
 ) -> None:
     manifest = world.push(1)
@@ -116,7 +116,7 @@ def test_outcomes_that_devices_froze_end_a_rollout_and_the_verdict_outlives_the_
             manifest=manifest.digest,
             phase=Phase.PROBATION,
             since=int(time.time()),
-            outcome=Outcome(pairs=100, worse=6, better=1),
+            finding=Finding(pairs=100, worse=6, better=1),
         )
         devices.report(told, latest)
 

@@ -21,7 +21,7 @@ from fleet.core.gate import Answer, Standing
 from fleet.core.rollout import ANSWER_S, SILENCE_S, Rollout, approve, notable, step
 from fleet.core.views import RolloutStatus
 from tests.fleet.core.worlds import NEW, OLD, T0, census_of, deployment, report, rollout_of, status
-from wire.twin import Outcome, Phase, Reason
+from wire.twin import Finding, Phase, Reason
 
 
 def ids(count: int) -> tuple[str, ...]:
@@ -35,8 +35,8 @@ def waves_of(*marks: int) -> Rollout:
     return replace(rollout_of(*waves), max_refused_percent=None)
 
 
-def commit(census: Census, id: str, outcome: Outcome | None, phase: Phase = Phase.COMMITTED):
-    latest = deployment(phase).model_copy(update={"outcome": outcome})
+def commit(census: Census, id: str, finding: Finding | None, phase: Phase = Phase.COMMITTED):
+    latest = deployment(phase).model_copy(update={"finding": finding})
     serving = NEW if phase is Phase.COMMITTED else OLD
     census.hear_reported(report(id, 2, serving, latest), T0, retained=False)
 
@@ -48,12 +48,12 @@ def refuse(census: Census, id: str, reason: Reason, labelled: int = 0, worse: in
     census.hear_reported(report(id, 2, OLD, latest), T0, retained=False)
 
 
-def equal(place: int) -> Outcome:
-    return Outcome(pairs=100, worse=2 + place % 3, better=2 + (place + 1) % 3)
+def equal(place: int) -> Finding:
+    return Finding(pairs=100, worse=2 + place % 3, better=2 + (place + 1) % 3)
 
 
-def worse(place: int) -> Outcome:
-    return Outcome(pairs=100, worse=5 + place % 2, better=1)
+def worse(place: int) -> Finding:
+    return Finding(pairs=100, worse=5 + place % 2, better=1)
 
 
 def begun(rollout: Rollout) -> tuple[Rollout, Census]:
@@ -94,21 +94,21 @@ def test_a_worse_release_is_aborted_before_it_is_committed_anywhere():
     assert "decides at 33.3 (alpha 0.03 of 0.05)" in rollout.because
 
 
-def test_an_outcome_counts_once_however_often_and_however_else_it_is_told():
+def test_an_finding_counts_once_however_often_and_however_else_it_is_told():
     rollout, census = begun(waves_of(30, 60))
     commit(census, "cam-000", equal(0), Phase.PROBATION)
     rollout, _ = step(rollout, census, T0)
-    latest = deployment(Phase.PROBATION).model_copy(update={"outcome": worse(0)})
+    latest = deployment(Phase.PROBATION).model_copy(update={"finding": worse(0)})
     census.hear_reported(report("cam-000", 3, OLD, latest), T0, retained=False)
 
     again, _ = step(rollout, census, T0)
 
     assert again.evidence == rollout.evidence
     assert again.evidence.bets.values == 1
-    assert again.told["cam-000"].outcome == equal(0)
+    assert again.told["cam-000"].finding == equal(0)
 
 
-def test_an_outcome_is_worth_storing_and_survives_the_store():
+def test_an_finding_is_worth_storing_and_survives_the_store():
     before, census = begun(waves_of(30, 60))
     commit(census, "cam-000", equal(0), Phase.PROBATION)
     after, _ = step(before, census, T0)
@@ -131,7 +131,7 @@ def test_a_device_that_refused_first_is_counted_apart_and_once():
 def test_an_undecided_wave_takes_in_devices_of_the_next_one():
     rollout, census = begun(waves_of(30, 100))
     for place, id in enumerate(ids(30)):
-        commit(census, id, Outcome(pairs=100, worse=place % 12, better=(place + 3) % 10))
+        commit(census, id, Finding(pairs=100, worse=place % 12, better=(place + 3) % 10))
 
     grown, orders = step(rollout, census, T0)
     again, none = step(grown, census, T0)
@@ -147,7 +147,7 @@ def test_a_wave_that_grew_fourfold_undecided_holds_until_it_is_approved():
     rollout, census = begun(waves_of(30, 100, 200))
     for place, id in enumerate(ids(120)):
         swing = 30 if place % 2 else 0
-        commit(census, id, Outcome(pairs=100, worse=swing + 1, better=31 - swing))
+        commit(census, id, Finding(pairs=100, worse=swing + 1, better=31 - swing))
     for _ in range(12):
         rollout, _ = step(rollout, census, T0)
         for id in ids(120):
@@ -164,7 +164,7 @@ def test_a_wave_that_grew_fourfold_undecided_holds_until_it_is_approved():
     assert approved.verdicts[-1].words == "wave 1 of 3: approved by the operator: seen"
 
 
-def test_without_any_outcome_a_wave_neither_passes_nor_fails():
+def test_without_any_finding_a_wave_neither_passes_nor_fails():
     rollout, census = begun(waves_of(30, 60))
     for id in ids(30):
         refuse(census, id, Reason.NO_EVIDENCE)
@@ -173,7 +173,7 @@ def test_without_any_outcome_a_wave_neither_passes_nor_fails():
 
     assert orders == []
     assert rollout.status is RolloutStatus.RUNNING
-    assert "no device has an outcome" in rollout.because
+    assert "no device has a finding" in rollout.because
 
 
 def test_a_first_release_has_nothing_to_be_compared_with():
@@ -289,7 +289,7 @@ def test_who_wants_a_threshold_gets_it():
 
 
 def test_what_cannot_be_is_not_counted():
-    impossible = Outcome(pairs=10, worse=9, better=9)
+    impossible = Finding(pairs=10, worse=9, better=9)
     rollout, census = begun(waves_of(30, 60))
     commit(census, "cam-000", impossible, Phase.PROBATION)
 
@@ -302,7 +302,7 @@ def test_what_cannot_be_is_not_counted():
 def test_a_commit_without_labels_counts_for_going_on_alone():
     evidence = Evidence()
     for n in range(60):
-        evidence = evidence.after(Outcome(pairs=2000, worse=n % 3, labelled=False))
+        evidence = evidence.after(Finding(pairs=2000, worse=n % 3, labelled=False))
 
     assert evidence.bets.values == 0
     assert promotion(evidence, T0, 1).ruling == "promote"
