@@ -40,6 +40,8 @@ from fleet.core.rollout import (
     Assign,
     Rollout,
     abort,
+    approve,
+    news,
     notable,
     pause,
     resume,
@@ -64,6 +66,7 @@ from fleet.core.views import (
     HealthView,
     Refusal,
     ReleaseView,
+    RolloutPlanView,
     RolloutRequest,
     RolloutView,
 )
@@ -381,6 +384,10 @@ class Controller:
                 # A delta saves bytes; without it the file travels whole.
                 log.exception("no delta for %s", file)
 
+    def plan_rollout(self, request: RolloutRequest) -> RolloutPlanView:
+        """Return what a rollout would be, and start nothing."""
+        return self._ask(lambda: self._books.plan_view(request, time.time()))
+
     def rollouts(self) -> list[RolloutView]:
         """Return all rollouts, the newest first."""
         return self._ask(lambda: self._books.rollout_views(time.time()))
@@ -400,6 +407,10 @@ class Controller:
     def resume_rollout(self, id: str) -> RolloutView:
         """Go on with a paused rollout where it stood."""
         return self._ask(lambda: self._resume_rollout(id))
+
+    def approve_rollout(self, id: str, reason: str) -> RolloutView:
+        """Let the open wave pass although no test decided."""
+        return self._ask(lambda: self._approve_rollout(id, reason))
 
     def send_command(self, device: str, verb: str) -> CommandView:
         """Send a one-shot request to a device."""
@@ -709,9 +720,7 @@ class Controller:
     def _rollout_events(self, rollouts: Iterable[Rollout], now: float) -> list[EventView]:
         events = []
         for rollout in rollouts:
-            before = self._books.rollouts.get(rollout.id)
-            if before is None or (before.status, before.open) != (rollout.status, rollout.open):
-                text = f"{rollout.release} to {rollout.to}: {rollout.status}; {rollout.because}"
+            for text in news(self._books.rollouts.get(rollout.id), rollout):
                 log.info("rollout %s: %s", rollout.id, text)
                 events.append(EventView(at=now, kind="rollout", subject=rollout.id, text=text))
         return events
@@ -945,6 +954,14 @@ class Controller:
         now = time.time()
         self._books.check_free(self._books.find_rollout(id).release)
         return self._turn_to(id, lambda it: resume(it, now), now)
+
+    def _approve_rollout(self, id: str, reason: str) -> RolloutView:
+        now = time.time()
+        rollout = self._books.find_rollout(id)
+        if rollout.approved == rollout.open and not rollout.status.final:
+            show = f"fleet rollout status {id}"
+            raise Refusal(409, f"{id}: wave {rollout.open} is approved already", show)
+        return self._turn_to(id, lambda it: approve(it, f"by the operator: {reason}", now), now)
 
     def _turn_to(self, id: str, change: Callable[[Rollout], Rollout], now: float) -> RolloutView:
         """Do what the operator wants with a rollout, or refuse where it makes no sense (409)."""

@@ -95,6 +95,9 @@ class Probation(Part):
     """What happens when labels or inputs were too few to decide by the deadline."""
     cpu_percent: Annotated[int, Field(ge=0, le=1_000_000)] = 300
     """Refused with more of the champion's processor time an input than this; 0: no limit."""
+    finding_pairs: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    """At how many labelled pairs, or as many as `labelled_pairs`, the finding is frozen; 0: never.
+    """
 
 
 class DesiredRelease(Part):
@@ -128,6 +131,16 @@ class Desired(Document):
     """Frames go to whole waves; false: ask for them on the device's own topic."""
 
 
+class Finding(Part):
+    """Champion against challenger on one device, frozen once: what a fleet decides from."""
+
+    pairs: Annotated[int, Field(ge=1, le=2**53)]
+    worse: Count = 0
+    better: Count = 0
+    labelled: bool = True
+    """False: committed without labels; then `worse` is every disagreement, the worst case."""
+
+
 class DeploymentReport(Part):
     """How far one deployment is, or how it ended."""
 
@@ -152,6 +165,8 @@ class DeploymentReport(Part):
     labelled_pairs: Count = 0
     worse: Count = 0
     better: Count = 0
+    finding: Finding | None = None
+    """Never changed once it is there; None: too few labelled pairs, or refused before."""
 
 
 class Serving(Part):

@@ -7,12 +7,12 @@ from agent.core import ends, fetching, imports, memory, preflight, serve
 from agent.core.actions import AskScores
 from agent.core.lifecycle import ATTEMPTS, TRIAL_DEADLINE_S
 from agent.core.manners import wait_before_files
-from agent.core.probation import judge
+from agent.core.probation import finding, finding_unlabelled, judge
 from agent.core.reconcile import Adopt, Begin, Supersede, reconcile
 from agent.core.retention import pinned_after
 from agent.core.state import Deployment, Generation, Installed
 from agent.core.turn import Turn
-from wire.twin import DesiredRelease, Phase, Reason
+from wire.twin import DesiredRelease, Finding, Phase, Reason
 
 TALLY_S = 1.0
 
@@ -224,7 +224,19 @@ def on_tally(turn: Turn, tally: Tally) -> None:
     release = turn.wanted(deployment.model)
     challenger = turn.state.generation("challenger")
     if release is not None and challenger is not None:
+        # Before it is judged, so that whether there is a finding does not hang on the verdict.
+        deployment = _freeze(turn, deployment, finding(release.probation, tally))
         _judge(turn, deployment, release, challenger)
+
+
+def _freeze(turn: Turn, deployment: Deployment, found: Finding | None) -> Deployment:
+    """Keep the finding for good, unless there is one already."""
+    if found is None or deployment.finding is not None:
+        return deployment
+    deployment = replace(deployment, finding=found)
+    turn.record(deployments={**turn.state.journal.deployments, deployment.model: deployment})
+    turn.state.report_wanted = True
+    return deployment
 
 
 def _judge(
@@ -236,6 +248,9 @@ def _judge(
     if verdict is None:
         return
     if verdict.phase is Phase.COMMITTED:
+        if verdict.unlabelled:
+            found = finding_unlabelled(release.probation, tally)
+            deployment = _freeze(turn, deployment, found)
         commit(turn, deployment, challenger, verdict.detail)
     else:
         ends.finish(turn, deployment, verdict.phase, verdict.reason, verdict.detail)

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 from agent.control import Tally
-from wire.twin import Phase, Probation, Reason
+from wire.twin import Finding, Phase, Probation, Reason
 
 MIN_ROWS = 20
 """Inputs on either side before their cost says anything."""
@@ -31,6 +31,8 @@ class Verdict:
     phase: Phase
     reason: Reason | None
     detail: str
+    unlabelled: bool = False
+    """Committed for how seldom the two differ, whatever is right."""
 
 
 def evidence(worse: int, better: int, ties: int, margin: float) -> float:
@@ -76,6 +78,25 @@ def _too_costly(policy: Probation, tally: Tally) -> str:
     )
 
 
+def finding(policy: Probation, tally: Tally) -> Finding | None:
+    """Return what a fleet may count of this device, once there are pairs enough.
+
+    When depends on the number of labels alone, never on what they say: a finding that were
+    looked at before it is taken would lean to whatever made one stop.
+    """
+    wanted = min(policy.finding_pairs, policy.labelled_pairs)
+    if wanted == 0 or tally.labelled < wanted:
+        return None
+    return Finding(pairs=tally.labelled, worse=tally.worse, better=tally.better)
+
+
+def finding_unlabelled(policy: Probation, tally: Tally) -> Finding | None:
+    """Return the worst that can be behind a commit without labels: every disagreement is wrong."""
+    if policy.finding_pairs == 0 or tally.pairs == 0:
+        return None
+    return Finding(pairs=tally.pairs, worse=tally.disagreements, labelled=False)
+
+
 def judge(policy: Probation, tally: Tally, elapsed_s: float) -> Verdict | None:
     """Return the verdict, or None while there is not enough to decide."""
     margin = policy.margin_bp / 10_000
@@ -104,6 +125,7 @@ def judge(policy: Probation, tally: Tally, elapsed_s: float) -> Verdict | None:
             None,
             f"{tally.disagreements} of {tally.pairs} answers differ, at most "
             f"{100 * disagreement:.2f}%: within the margin without a label",
+            unlabelled=True,
         )
     if elapsed_s >= policy.deadline_s:
         short = f"{said}; expected {policy.labelled_pairs} labelled within {policy.deadline_s} s"

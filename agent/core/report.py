@@ -61,6 +61,7 @@ def _deployment(state: AgentState, deployment: Deployment) -> DeploymentReport:
         labelled_pairs=deployment.labelled_pairs,
         worse=deployment.worse,
         better=deployment.better,
+        finding=deployment.finding,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from wire.manifest import Manifest
-from wire.twin import Capabilities, Desired, DesiredRelease, Phase, Reason
+from wire.twin import Capabilities, Desired, DesiredRelease, Finding, Phase, Reason
 
 if TYPE_CHECKING:
     from agent.control import Tally
@@ -55,6 +55,8 @@ class Deployment:
     labelled_pairs: int = 0
     worse: int = 0
     better: int = 0
+    finding: Finding | None = None
+    """Frozen once, at a fixed number of pairs; journalled, so that no restart chooses another."""
 
     @property
     def key(self) -> Key:

@@ -1,5 +1,6 @@
 """`fleet rollout`: bring a release to devices, watch it, call it off."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ _PATIENCE_S = 30.0
 
 @click.group(cls=Group)
 def rollout() -> None:
-    """Rollouts: start, status, list, pause, resume, abort."""
+    """Rollouts: plan, start, status, list, pause, resume, approve, abort."""
 
 
 @rollout.command()
@@ -79,6 +80,22 @@ def rollout() -> None:
 @click.option(
     "--spread", type=duration, help="Devices begin at moments of their own within this long."
 )
+@click.option(
+    "--max-refused",
+    type=click.IntRange(0, 100),
+    metavar="PERCENT",
+    help="Abort when more than this share of the devices told refused it.",
+)
+@click.option(
+    "--judge-by",
+    type=click.Choice(["tests", "threshold"]),
+    default="tests",
+    show_default=True,
+    help="Tests that stay valid however often one looks, or --max-refused alone (else 20).",
+)
+@click.option(
+    "--approve-small-waves", is_flag=True, help="Start with waves that are too small to decide."
+)
 @click.option("--watch", is_flag=True, help="Stay until it is over.")
 @click.option("--timeout", type=duration, help="Stop watching after this long; exit 3.")
 @common
@@ -98,6 +115,9 @@ def start(
     bandwidth: tuple[tuple[str, int], ...],
     window: tuple[tuple[str, str], ...],
     spread: int | None,
+    max_refused: int | None,
+    judge_by: Literal["tests", "threshold"],
+    approve_small_waves: bool,
     watch: bool,
     timeout: int | None,
 ) -> int:
@@ -122,6 +142,9 @@ def start(
         ),
         **_manners(bandwidth, window),
         spread_s=spread,
+        max_refused_percent=max_refused,
+        judged_by=judge_by,
+        approve_small_waves=approve_small_waves,
     )
     with session.client() as client:
         view = client.start_rollout(request)
@@ -130,6 +153,37 @@ def start(
     answer(session, view, [view.id, *views.rollout_status(view)])
     session.say(f"next: fleet rollout status {view.id} --watch")
     return DONE
+
+
+@rollout.command()
+@click.argument("release", metavar="NAME@VERSION")
+@click.option("--to", default="all", show_default=True, help="`all`, or `site=berlin and arch=x`.")
+@click.option("--waves", default="100%", show_default=True, help="As for `start`.")
+@click.option(
+    "--judge-by", type=click.Choice(["tests", "threshold"]), default="tests", show_default=True
+)
+@common
+@click.pass_obj
+def plan(
+    session: Session,
+    release: str,
+    to: str,
+    waves: str,
+    judge_by: Literal["tests", "threshold"],
+) -> int:
+    """Show what a rollout would be, and which waves are too small to decide; start nothing."""
+    request = RolloutRequest(
+        release=release,
+        to=to,
+        waves=tuple(share.strip() for share in waves.split(",")),
+        judged_by=judge_by,
+    )
+    with session.client() as client:
+        view = client.plan_rollout(request)
+    answer(session, view, views.rollout_plan(view))
+    command = f"fleet rollout start {view.release} --to {shlex.quote(to)} --waves {waves}"
+    session.say(f"next: {view.next_step or command}")
+    return FAILED if view.refusal else DONE
 
 
 @rollout.command()
@@ -188,6 +242,19 @@ def resume(session: Session, id: str) -> None:
     """Go on with a paused rollout where it stood."""
     with session.client() as client:
         view = client.resume_rollout(id)
+    answer(session, view, views.rollout_status(view))
+    session.say(f"next: fleet rollout status {view.id} --watch")
+
+
+@rollout.command()
+@click.argument("id")
+@click.option("--reason", default="approved by an operator", show_default=True)
+@common
+@click.pass_obj
+def approve(session: Session, id: str, reason: str) -> None:
+    """Let the open wave pass once it is settled, although no test decided."""
+    with session.client() as client:
+        view = client.approve_rollout(id, reason)
     answer(session, view, views.rollout_status(view))
     session.say(f"next: fleet rollout status {view.id} --watch")
 

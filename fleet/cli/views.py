@@ -11,6 +11,7 @@ from fleet.core.views import (
     HealthView,
     ReleaseView,
     RolloutDeviceView,
+    RolloutPlanView,
     RolloutStatus,
     RolloutView,
     ScoreView,
@@ -22,6 +23,7 @@ from wire.twin import DeploymentReport, Phase, Serving
 Lines = list[str]
 
 MAX_DEVICE_LINES = 12
+MAX_VERDICT_LINES = 8
 NOTHING = "-"
 
 _BAD = (Phase.FAILED, Phase.REJECTED, Phase.ROLLED_BACK, Phase.TIMED_OUT)
@@ -422,7 +424,36 @@ def rollout_status(rollout: RolloutView) -> Lines:
     lines += _waves(rollout.waves)
     lines += _fetching(rollout)
     lines.append(f"{spaced(rollout.status)}: {rollout.because}")
-    return lines + _devices(rollout.devices)
+    return lines + _gates(rollout) + _devices(rollout.devices)
+
+
+def _gates(rollout: RolloutView) -> Lines:
+    """Return what was decided, and how the gates stand that have anything to go by."""
+    more = len(rollout.verdicts) - MAX_VERDICT_LINES
+    lines = [f"  decided  {more} more before: --json shows all"] if more > 0 else []
+    said = rollout.verdicts[-MAX_VERDICT_LINES:]
+    lines += [f"  decided  {each.ruling}: {each.words}" for each in said]
+    if not rollout.status.final:
+        live = (each for each in rollout.gates if each.figures.get("count", each.devices))
+        lines += [f"  gate     {each.words}" for each in live]
+    return lines
+
+
+def rollout_plan(plan: RolloutPlanView) -> Lines:
+    """Return `fleet rollout plan`: the waves, those that cannot decide, and how alpha is split."""
+    lines = [f"{plan.release} -> {plan.to}: {plan.devices} devices"]
+    for wave in plan.waves:
+        small = f"  too small: {wave.too_small}" if wave.too_small else ""
+        lines.append(f"  wave {wave.number}  {wave.share:>5}  {wave.devices} devices{small}")
+    if plan.alphas:
+        parts = ", ".join(f"{gate} {alpha:g}" for gate, alpha in plan.alphas.items())
+        total = sum(plan.alphas.values())
+        lines.append(f"chance of a false abort at most {total:g}, over all looks: {parts}")
+    else:
+        lines.append("judged by a share of refusals: no chance of a false abort can be told")
+    if plan.refusal:
+        lines.append(f"would not be started: {plan.refusal}")
+    return lines
 
 
 def rollout_line(rollout: RolloutView) -> str:

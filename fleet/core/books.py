@@ -24,6 +24,7 @@ from fleet.core.views import (
     MannersRule,
     Refusal,
     ReleaseView,
+    RolloutPlanView,
     RolloutRequest,
     RolloutView,
 )
@@ -322,14 +323,26 @@ class Books:
     def plan(self, request: RolloutRequest, now: float) -> Rollout:
         """Return a new rollout of which nobody was told yet.
 
-        404: no such release or device; 422: a target, waves or a limit that make no sense.
+        404: no such release or device; 422: a target, waves or a limit that make no sense, or
+        waves too small to decide that could be larger.
         """
+        rollout = self._draft(request, now)
+        refused = present.small_waves(rollout, request.approve_small_waves)
+        if refused is not None:
+            raise refused
+        return rollout
+
+    def plan_view(self, request: RolloutRequest, now: float) -> RolloutPlanView:
+        """Return what a rollout would be (404, 422: as for the rollout itself)."""
+        return present.plan_view(self._draft(request, now), request)
+
+    def _draft(self, request: RolloutRequest, now: float) -> Rollout:
         try:
             ref = ReleaseRef.parse(request.release)
         except ValueError as error:
             raise Refusal(422, f"release: {error}", "fleet model list") from None
         limit = request.max_refused_percent
-        if not 0 <= limit <= 100:
+        if limit is not None and not 0 <= limit <= 100:
             raise Refusal(422, f"max_refused_percent: expected 0 to 100, got {limit}")
         release = self.find_release(ref.model, ref.version)
         self.check_free(str(release.manifest.ref))
@@ -358,6 +371,7 @@ class Books:
             manners_of={id: each for id, each in ruled.items() if each != manners},
             spread_s=request.spread_s,
             max_refused_percent=limit,
+            judged_by=request.judged_by,
         )
 
     def _way_back(self, device: str, model: str) -> Assignment | None:

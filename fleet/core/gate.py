@@ -29,6 +29,10 @@ class Answer:
     phase: Phase | None = None
     reason: Reason | None = None
     detail: str = ""
+    labelled: int = 0
+    """Pairs that a refusal rests on, and how they went."""
+    worse: int = 0
+    better: int = 0
 
 
 def judge(before: Answer, device: Device, model: str, rollout: str, manifest: str) -> Answer:
@@ -69,7 +73,15 @@ _BAD = frozenset({Phase.REJECTED, Phase.FAILED, Phase.TIMED_OUT, Phase.ROLLED_BA
 
 
 def _refused(report: DeploymentReport, detail: str) -> Answer:
-    return Answer(Standing.REFUSED, report.phase, report.reason, detail)
+    return Answer(
+        Standing.REFUSED,
+        report.phase,
+        report.reason,
+        detail,
+        report.labelled_pairs,
+        report.worse,
+        report.better,
+    )
 
 
 def verdict(answers: Mapping[str, Answer], release: str, limit_percent: int) -> str | None:

@@ -16,6 +16,7 @@ from fleet.core.views import (
     EventView,
     HealthView,
     ReleaseView,
+    RolloutPlanView,
     RolloutRequest,
     RolloutView,
 )
@@ -137,6 +138,13 @@ class ControllerPort(Protocol):
             Refusal: 404, no such release or device; 422, a target or waves that make no sense.
         """
 
+    def plan_rollout(self, request: RolloutRequest) -> RolloutPlanView:
+        """Return what a rollout would be, and start nothing.
+
+        Raises:
+            Refusal: 404, no such release or device; 422, a target or waves that make no sense.
+        """
+
     def rollouts(self) -> list[RolloutView]:
         """Return all rollouts, the newest first."""
 
@@ -159,6 +167,13 @@ class ControllerPort(Protocol):
 
         Raises:
             Refusal: 404, no such rollout; 409, it is not paused.
+        """
+
+    def approve_rollout(self, id: str, reason: str) -> RolloutView:
+        """Let the open wave pass once it is settled, although no test decided.
+
+        Raises:
+            Refusal: 404, no such rollout; 409, it is over, or the wave is approved already.
         """
 
     def abort_rollout(self, id: str, reason: str) -> RolloutView:

@@ -4,15 +4,28 @@ from collections import Counter
 from collections.abc import Iterable
 
 from fleet.core.census import Census, Device
+from fleet.core.evidence import (
+    LEAST_DEVICES,
+    SPLIT,
+    Verdict,
+    promotion,
+    readings,
+    too_small,
+)
 from fleet.core.gate import Standing
-from fleet.core.rollout import Rollout
+from fleet.core.rollout import Rollout, compared
 from fleet.core.scores import Totals, score_view
 from fleet.core.views import (
     DeviceView,
+    PlanWaveView,
+    Refusal,
     ReleaseView,
     RolloutDeviceView,
+    RolloutPlanView,
+    RolloutRequest,
     RolloutView,
     VariantView,
+    VerdictView,
     WaveView,
 )
 from wire.manifest import Manifest
@@ -88,6 +101,8 @@ def rollout_view(
         bytes_per_s=rollout.manners.bytes_per_s,
         windows=rollout.manners.windows,
         spread_s=rollout.spread_s,
+        gates=_gates(rollout, now) if with_devices else (),
+        verdicts=tuple(map(verdict_view, rollout.verdicts)) if with_devices else (),
         waves=tuple(
             WaveView(
                 number=number,
@@ -100,6 +115,73 @@ def rollout_view(
         ),
         devices=devices if with_devices else (),
     )
+
+
+def verdict_view(verdict: Verdict) -> VerdictView:
+    """Return a verdict, or how a gate stands."""
+    return VerdictView(
+        gate=verdict.gate,
+        ruling=verdict.ruling,
+        at=verdict.at,
+        words=verdict.words,
+        e=verdict.e,
+        limit=verdict.limit,
+        alpha=verdict.alpha,
+        wave=verdict.wave,
+        devices=verdict.devices,
+        figures=dict(verdict.figures),
+    )
+
+
+def _gates(rollout: Rollout, now: float) -> tuple[VerdictView, ...]:
+    """Return how every gate stands; none where a share of refusals alone decides."""
+    if rollout.judged_by == "threshold":
+        return ()
+    answers = (told.answer for told in rollout.told.values())
+    found = readings(rollout.evidence, answers, now, rollout.open)
+    if not rollout.promoted and compared(rollout):
+        found.append(promotion(rollout.evidence, now, rollout.open))
+    return tuple(map(verdict_view, found))
+
+
+def plan_view(rollout: Rollout, request: RolloutRequest) -> RolloutPlanView:
+    """Return a rollout of which nobody was told, with the waves that are too small to decide."""
+    refused = small_waves(rollout, request.approve_small_waves)
+    tests = rollout.judged_by == "tests"
+    told, waves = 0, []
+    for number, (share, wave) in enumerate(zip(rollout.shares, rollout.waves, strict=True), 1):
+        told += len(wave)
+        small = too_small(told) if tests else ""
+        waves.append(
+            PlanWaveView(number=number, share=share, devices=len(wave), told=told, too_small=small)
+        )
+    return RolloutPlanView(
+        release=rollout.release,
+        to=rollout.to,
+        devices=told,
+        waves=tuple(waves),
+        alphas=dict(SPLIT) if tests else {},
+        refusal=refused.error if refused is not None else "",
+        next_step=refused.next_step if refused is not None else "",
+    )
+
+
+def small_waves(rollout: Rollout, approved: bool) -> Refusal | None:
+    """Return why a rollout is not started: a wave that is too small and could be larger (422)."""
+    total = sum(map(len, rollout.waves))
+    if approved or rollout.judged_by == "threshold" or total < LEAST_DEVICES:
+        return None
+    told = 0
+    for number, wave in enumerate(rollout.waves, start=1):
+        told += len(wave)
+        if told and (why := too_small(told)):
+            return Refusal(
+                422,
+                f"wave {number}: {why}",
+                f"fleet rollout start {rollout.release} --waves {LEAST_DEVICES},100%, "
+                "or --approve-small-waves",
+            )
+    return None
 
 
 def _counts(rollout: Rollout, devices: Iterable[RolloutDeviceView], number: int) -> dict[str, int]:

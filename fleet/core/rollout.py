@@ -20,6 +20,13 @@ it returns to its previous release by itself, reports a `fallback`, and never re
 (rollout, manifest). The controller leaves its order as it is, so the two do not fight; the next
 rollout takes what the device then serves as the release to return to.
 
+What counts for and against the release is in `evidence`: tests over devices that may be looked
+at any time end a rollout, and let it go on from one wave to the next. A wave that is settled and
+undecided takes in devices of later ones until it is GROWTH times as large. Then it holds for the
+operator's approval, and so does one of which no device has a finding, or of which too many are
+silent past their deadline. Fewer devices than a test can decide from are judged by a share of
+refusals.
+
 While rolling back, a device that refused the release gets back the very order it had. Every
 other device told is ordered to its previous release, without probation since it served there
 already: it took the new one, or it still may before the recall reaches it.
@@ -30,11 +37,20 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fleet.core.census import Census, Device
+from fleet.core.evidence import (
+    LEAST_DEVICES,
+    MAX_SILENT_PERCENT,
+    Evidence,
+    Verdict,
+    believable,
+    promotion,
+    readings,
+)
 from fleet.core.gate import Answer, Standing, judge, plural, verdict
 from fleet.core.views import RolloutStatus
 from wire.ids import ReleaseRef
 from wire.manners import DAY_S, Manners
-from wire.twin import Phase, Probation
+from wire.twin import DeploymentReport, Finding, Phase, Probation, Reason
 
 SILENCE_S = 300.0
 """How long a rollout waits for a device that cannot be reached."""
@@ -50,6 +66,17 @@ ANSWER_S = 7 * 86_400.0
 
 STARTS_PER_S = 200
 """Of the devices of a large wave, how many begin to fetch in a second."""
+
+ENLARGE_BY = 10
+"""Devices that an undecided wave takes in at a time."""
+
+GROWTH = 4
+"""How many times its size an undecided wave may have in the end."""
+
+SMALL_LIMIT_PERCENT = 20
+"""Refusals that devices too few for a test may show, unless the rollout says otherwise."""
+
+MAX_VERDICTS = 200
 
 NO_PROBATION = Probation(labelled_pairs=0)
 
@@ -81,6 +108,8 @@ class Told:
     """By which order it was called back, if it was."""
     held: bool = False
     """Its order says to fetch nothing."""
+    finding: Finding | None = None
+    """What it froze, as it was first heard: counted once, and never changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +133,9 @@ class Rollout:
     """Of the devices that a rule was made for."""
     spread_s: int | None = None
     """As asked for; None: after the size of each wave."""
-    max_refused_percent: int = 20
+    max_refused_percent: int | None = None
+    """None: SMALL_LIMIT_PERCENT while fewer than LEAST_DEVICES are told, then the tests alone."""
+    judged_by: Literal["tests", "threshold"] = "tests"
     status: RolloutStatus = RolloutStatus.RUNNING
     because: str = ""
     ended_at: float | None = None
@@ -114,6 +145,15 @@ class Rollout:
     """When the latest wave was opened."""
     recalled_at: float = 0.0
     told: Mapping[str, Told] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=Evidence)
+    verdicts: tuple[Verdict, ...] = ()
+    """What was decided so far, and by which numbers; the oldest first."""
+    promoted: bool = False
+    """The devices showed it to be no worse than the margin: later waves need not show it again."""
+    enlarged: int = 0
+    """Devices that the open wave took in from later ones."""
+    approved: int = 0
+    """The last wave that the operator let pass, whatever the tests say."""
 
     @property
     def release(self) -> str:
@@ -162,8 +202,20 @@ def notable(before: Rollout, after: Rollout) -> bool:
     return any(_lasting(told) != _lasting(after.told[id]) for id, told in before.told.items())
 
 
-def _lasting(told: Told) -> tuple[Answer, str, bool]:
-    return told.answer, told.recall, told.held
+def _lasting(told: Told) -> tuple[Answer, str, bool, Finding | None]:
+    return told.answer, told.recall, told.held, told.finding
+
+
+def news(before: Rollout | None, after: Rollout) -> list[str]:
+    """Return what is worth telling of a rollout's step, in words."""
+    told = f"{after.release} to {after.to}"
+    if before is None:
+        return [f"{told}: {after.status}; {after.because}"]
+    known = len(before.verdicts)
+    words = [each.words for each in after.verdicts[known:] if each.ruling != "abort"]
+    if (before.status, before.open) != (after.status, after.open):
+        words.append(f"{after.status}; {after.because}")
+    return [f"{told}: {each}" for each in words]
 
 
 def abort(rollout: Rollout, reason: str, now: float) -> Rollout:
@@ -190,6 +242,16 @@ def resume(rollout: Rollout, now: float) -> Rollout:
     )
 
 
+def approve(rollout: Rollout, reason: str, now: float) -> Rollout:
+    """Let the open wave pass once it is settled, although no test decided."""
+    running = rollout.status in (RolloutStatus.RUNNING, RolloutStatus.PAUSED)
+    if not running or not rollout.open or rollout.approved == rollout.open:
+        return rollout
+    after = replace(rollout, approved=rollout.open)
+    words = f"wave {rollout.open} of {len(rollout.waves)}: approved {reason}"
+    return _ruled(after, Verdict("operator", "approved", now, words, wave=rollout.open))
+
+
 def supersede(
     rollout: Rollout, census: Census, by: str, now: float
 ) -> tuple[Rollout, list[Assign]]:
@@ -209,7 +271,7 @@ def supersede(
         because=f"superseded by {by}",
         ended_at=now,
     )
-    if rollout.status is not RolloutStatus.PAUSED:
+    if rollout.status is RolloutStatus.ROLLING_BACK:
         return after, recalls
     after, regarded = _hold_or_let_go(after)
     return after, _orders(after, regarded)
@@ -249,23 +311,50 @@ def fallback_for(
 
 def _observe(rollout: Rollout, census: Census, now: float) -> Rollout:
     changed = {}
+    evidence = rollout.evidence
     for id, told in rollout.told.items():
         device = census.get(id)
         answer = judge(told.answer, device, rollout.model, rollout.id, rollout.manifest)
         after = replace(told, answer=answer)
-        progress = _progress(rollout, device)
+        report = device.deployment(rollout.model)
+        progress = _progress(rollout, report)
         if progress > told.progress:
             after = replace(after, progress=progress, moved_at=now)
+        finding = _finding(rollout, report) if told.finding is None else None
+        if finding is not None and not _left_out(told.answer):
+            after = replace(after, finding=finding)
+            evidence = evidence.after(finding)
+        elif told.finding is None and _left_out(answer) and not _left_out(told.answer):
+            evidence = evidence.after_refusal(answer)
         if after != told:
             changed[id] = after
-    return replace(rollout, told={**rollout.told, **changed}) if changed else rollout
+    if not changed:
+        return rollout
+    return replace(rollout, told={**rollout.told, **changed}, evidence=evidence)
+
+
+def _finding(rollout: Rollout, report: DeploymentReport | None) -> Finding | None:
+    """Return what a device froze of this very deployment."""
+    if report is None or report.finding is None or report.purpose != "rollout":
+        return None
+    if (report.rollout, report.manifest) != (rollout.id, rollout.manifest):
+        return None
+    return report.finding if believable(report.finding) else None
+
+
+def _left_out(answer: Answer) -> bool:
+    """Return whether a device found the release worse, and is counted as such for good."""
+    return (
+        answer.standing is Standing.REFUSED
+        and answer.reason is Reason.WORSE_THAN_CHAMPION
+        and answer.labelled > 0
+    )
 
 
 _PLACES = {phase: place for place, phase in enumerate(Phase, start=1)}
 
 
-def _progress(rollout: Rollout, device: Device) -> tuple[int, int, int]:
-    report = device.deployment(rollout.model)
+def _progress(rollout: Rollout, report: DeploymentReport | None) -> tuple[int, int, int]:
     if report is None or report.rollout != rollout.id:
         return (0, 0, 0)
     return (_PLACES[report.phase], report.bytes_done, report.labelled_pairs)
@@ -277,24 +366,121 @@ def _advance(rollout: Rollout, census: Census, now: float) -> Rollout:
     if rollout.status is not RolloutStatus.RUNNING:
         return rollout
     while (held := _held(rollout, census, now)) is None:
+        rollout, why = _pass(rollout, now)
+        if why is not None:
+            held = _held(rollout, census, now) or why
+            break
         if rollout.open == len(rollout.waves):
             return replace(
                 rollout, status=RolloutStatus.COMPLETED, because=_tally(rollout), ended_at=now
             )
-        told = {id: Told(at=now, moved_at=now) for id in rollout.waves[rollout.open]}
-        rollout = replace(
-            rollout, open=rollout.open + 1, opened_at=now, told={**rollout.told, **told}
-        )
+        rollout = _tell(replace(rollout, enlarged=0), rollout.waves[rollout.open], now)
     if not _answered(rollout) and now - rollout.opened_at >= ANSWER_S:
         return abort(rollout, f"{held}, for {ANSWER_S / 86_400:.0f} days", now)
     return rollout if held == rollout.because else replace(rollout, because=held)
 
 
+def _tell(rollout: Rollout, devices: tuple[str, ...], now: float) -> Rollout:
+    """Open the next wave."""
+    told = {id: Told(at=now, moved_at=now) for id in devices}
+    return replace(rollout, open=rollout.open + 1, opened_at=now, told={**rollout.told, **told})
+
+
+def _pass(rollout: Rollout, now: float) -> tuple[Rollout, str | None]:
+    """Return the rollout after what the tests say of a settled wave, and why it holds if it does.
+
+    A wave that they cannot decide takes in devices of the next one: it is not settled then.
+    """
+    wave = f"wave {rollout.open} of {len(rollout.waves)}"
+    empty = not rollout.open or not rollout.waves[rollout.open - 1]
+    if empty or not _decides(rollout) or rollout.approved == rollout.open:
+        return rollout, None
+    silent = sum(told.answer.standing is Standing.WORKING for told in rollout.told.values())
+    last = rollout.open == len(rollout.waves)
+    given_up = last and now - rollout.opened_at >= ANSWER_S
+    if 100 * silent > MAX_SILENT_PERCENT * len(rollout.told) and not given_up:
+        words = (
+            f"{wave}: holding, {silent} of {len(rollout.told)} devices are silent past their "
+            f"deadline, at most {MAX_SILENT_PERCENT}% may be"
+        )
+        verdict = Verdict(
+            "silence", "hold", now, words, wave=rollout.open, devices=len(rollout.told),
+            figures={"silent": float(silent), "told": float(len(rollout.told))},
+        )  # fmt: skip
+        return _ruled(rollout, verdict), words
+    if last or rollout.promoted or not compared(rollout):
+        return rollout, None
+    found = promotion(rollout.evidence, now, rollout.open)
+    if found.ruling == "promote":
+        return replace(_ruled(rollout, found), promoted=True), None
+    if not any(rollout.waves[rollout.open :]):
+        return rollout, None
+    began = len(rollout.told) - rollout.enlarged
+    if found.devices and len(rollout.told) < GROWTH * began:
+        return _enlarge(rollout, found, now)
+    words = f"{wave}: holding, undecided; {found.words}; it goes on when it is approved"
+    return _ruled(rollout, replace(found, words=words)), words
+
+
+def _decides(rollout: Rollout) -> bool:
+    return rollout.judged_by == "tests" and len(rollout.told) >= LEAST_DEVICES
+
+
+def compared(rollout: Rollout) -> bool:
+    """Return whether devices were asked to compare it with what they had."""
+    policy = rollout.probation
+    asked = policy.labelled_pairs > 0 and policy.finding_pairs > 0
+    return asked and any(rollout.previous.get(id) is not None for id in rollout.told)
+
+
+def _enlarge(rollout: Rollout, found: Verdict, now: float) -> tuple[Rollout, str]:
+    """Take devices of a later wave into the open one, since it is undecided."""
+    waves, number = list(rollout.waves), rollout.open
+    later = next(at for at in range(number, len(waves)) if waves[at])
+    more, waves[later] = waves[later][:ENLARGE_BY], waves[later][ENLARGE_BY:]
+    waves[number - 1] += more
+    words = (
+        f"wave {number} of {len(waves)}: undecided after {found.devices} devices, takes in "
+        f"{len(more)} of wave {later + 1}; {found.words}"
+    )
+    rollout = _ruled(rollout, replace(found, ruling="enlarge", words=words))
+    rollout = _tell(replace(rollout, open=number - 1, waves=tuple(waves)), more, now)
+    return replace(rollout, enlarged=rollout.enlarged + len(more)), words
+
+
+def _ruled(rollout: Rollout, verdict: Verdict) -> Rollout:
+    """Keep a verdict; of one that only repeats the last with other numbers the first counts."""
+    last = rollout.verdicts[-1] if rollout.verdicts else None
+    same = (verdict.gate, verdict.ruling, verdict.wave)
+    if (
+        last is not None
+        and verdict.ruling == "hold"
+        and (last.gate, last.ruling, last.wave) == same
+    ):
+        return rollout
+    return replace(rollout, verdicts=(*rollout.verdicts, verdict)[-MAX_VERDICTS:])
+
+
 def _check(rollout: Rollout, now: float) -> Rollout:
-    """Abort when too many refused."""
+    """Abort when a test says so, or when too many refused."""
     answers = {id: told.answer for id, told in rollout.told.items()}
-    too_many = verdict(answers, rollout.release, rollout.max_refused_percent)
-    return rollout if too_many is None else abort(rollout, too_many, now)
+    limit = rollout.max_refused_percent
+    if limit is None and (len(answers) < LEAST_DEVICES or rollout.judged_by == "threshold"):
+        limit = SMALL_LIMIT_PERCENT
+    too_many = None if limit is None else verdict(answers, rollout.release, limit)
+    if too_many is not None:
+        return _off(rollout, Verdict("threshold", "abort", now, too_many, devices=len(answers)))
+    if rollout.judged_by == "threshold":
+        return rollout
+    for found in readings(rollout.evidence, answers.values(), now, rollout.open):
+        if found.ruling == "abort":
+            return _off(rollout, found)
+    return rollout
+
+
+def _off(rollout: Rollout, found: Verdict) -> Rollout:
+    found = replace(found, wave=rollout.open)
+    return abort(_ruled(rollout, found), found.words, found.at)
 
 
 def _held(rollout: Rollout, census: Census, now: float) -> str | None:

@@ -4,7 +4,7 @@ Fields are only ever added: `--json` prints these values, and scripts rest on th
 """
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -204,6 +204,52 @@ class RolloutDeviceView(View):
     better: int = 0
 
 
+class VerdictView(View):
+    """What a gate says, or said when something was decided, with the numbers it rests on."""
+
+    gate: str
+    """accuracy, refusals, heavy-losses, crashes, cpu-time, failures: may abort. promotion: lets a
+    rollout go on. silence, threshold, operator."""
+    ruling: str
+    """abort, promote, enlarge, hold or approved."""
+    at: float
+    words: str
+    e: float | None = None
+    """The e-value; it decides at `limit`, which is 1 / `alpha`."""
+    limit: float | None = None
+    alpha: float | None = None
+    wave: int = 0
+    devices: int = 0
+    """That it rests on."""
+    figures: dict[str, float] = {}
+
+
+class PlanWaveView(View):
+    """One wave of a rollout that was not started."""
+
+    number: int
+    share: str
+    devices: int
+    told: int
+    """Devices that will have been told when it is open."""
+    too_small: str = ""
+    """Why the tests cannot decide from so many; empty: they can."""
+
+
+class RolloutPlanView(View):
+    """What a rollout would be."""
+
+    release: str
+    to: str
+    devices: int
+    waves: tuple[PlanWaveView, ...]
+    alphas: dict[str, float]
+    """Gate -> its part of the chance of a false abort; empty: judged by a share of refusals."""
+    refusal: str = ""
+    """Why it would not be started as it is; empty: it would."""
+    next_step: str = ""
+
+
 class RolloutView(View):
     """A rollout as far as it is. `devices` comes with the single one alone."""
 
@@ -221,6 +267,10 @@ class RolloutView(View):
     bytes_per_s: int = 0
     windows: Windows = ()
     spread_s: int | None = None
+    gates: tuple[VerdictView, ...] = ()
+    """How every gate stands now; with the single one alone."""
+    verdicts: tuple[VerdictView, ...] = ()
+    """What was decided so far, the oldest first; with the single one alone."""
     waves: tuple[WaveView, ...]
     devices: tuple[RolloutDeviceView, ...] = ()
 
@@ -255,8 +305,13 @@ class RolloutRequest(View):
     spread_s: Spread | None = None
     """The devices of a wave begin at moments of their own within this long; None: a second for
     every 200 of them."""
-    max_refused_percent: int = 20
-    """Abort when more than this share of the devices told, and at least one, took it badly."""
+    max_refused_percent: int | None = None
+    """Abort when more than this share of the devices told, and at least one, took it badly; None:
+    20 for fewer devices than a test can decide from, else no such limit."""
+    judged_by: Literal["tests", "threshold"] = "tests"
+    """threshold: `max_refused_percent` alone."""
+    approve_small_waves: bool = False
+    """Start although there are waves too small to decide, and devices to make them larger."""
 
 
 class CommandView(View):

@@ -71,6 +71,12 @@ class PauseRequest(View):
     reason: str = Field(default="paused by an operator", max_length=500)
 
 
+class ApproveRequest(View):
+    """What `POST /v1/rollouts/{id}/approve` takes."""
+
+    reason: str = Field(default="approved by an operator", max_length=500)
+
+
 class CommandRequest(View):
     """What `POST /v1/devices/{id}/commands` takes."""
 
@@ -132,9 +138,11 @@ class _Handlers:
             Route(f"{device}/commands/{{command}}", self.command),
             Route("/v1/rollouts", self.rollouts),
             Route("/v1/rollouts", self.start_rollout, methods=["POST"]),
+            Route("/v1/rollouts/plan", self.plan_rollout, methods=["POST"]),
             Route(rollout, self.rollout),
             Route(f"{rollout}/pause", self.pause_rollout, methods=["POST"]),
             Route(f"{rollout}/resume", self.resume_rollout, methods=["POST"]),
+            Route(f"{rollout}/approve", self.approve_rollout, methods=["POST"]),
             Route(f"{rollout}/abort", self.abort_rollout, methods=["POST"]),
             Route("/v1/events", self.events),
             Route("/v1/samples", self.samples),
@@ -272,6 +280,15 @@ class _Handlers:
 
     def resume_rollout(self, request: Request) -> Response:
         return _json(self._port.resume_rollout(request.path_params["id"]))
+
+    async def plan_rollout(self, request: Request) -> Response:
+        wanted = RolloutRequest.model_validate(await _body(request))
+        return _json(await run_in_threadpool(self._port.plan_rollout, wanted))
+
+    async def approve_rollout(self, request: Request) -> Response:
+        wanted = ApproveRequest.model_validate(await _body(request))
+        id = request.path_params["id"]
+        return _json(await run_in_threadpool(self._port.approve_rollout, id, wanted.reason))
 
     async def abort_rollout(self, request: Request) -> Response:
         wanted = AbortRequest.model_validate(await _body(request))

@@ -32,6 +32,7 @@ from fleet.core.views import (
     EventView,
     HealthView,
     ReleaseView,
+    RolloutPlanView,
     RolloutRequest,
     RolloutView,
 )
@@ -209,6 +210,16 @@ class ControllerClient:
     def resume_rollout(self, id: str) -> RolloutView:
         """Go on with a paused rollout where it stood."""
         return self._read(self._send("POST", f"/v1/rollouts/{_level(id)}/resume"), RolloutView)
+
+    def plan_rollout(self, request: RolloutRequest) -> RolloutPlanView:
+        """Return what a rollout would be, and start nothing."""
+        answer = self._send("POST", "/v1/rollouts/plan", json=request.model_dump(mode="json"))
+        return self._read(answer, RolloutPlanView)
+
+    def approve_rollout(self, id: str, reason: str) -> RolloutView:
+        """Let the open wave pass although no test decided."""
+        path = f"/v1/rollouts/{_level(id)}/approve"
+        return self._read(self._send("POST", path, json={"reason": reason}), RolloutView)
 
     def abort_rollout(self, id: str, reason: str) -> RolloutView:
         """Call a rollout off and take its devices back."""

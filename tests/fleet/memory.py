@@ -21,13 +21,16 @@ from fleet.core.views import (
     DeviceView,
     EventView,
     HealthView,
+    PlanWaveView,
     Refusal,
     ReleaseView,
     RolloutDeviceView,
+    RolloutPlanView,
     RolloutRequest,
     RolloutStatus,
     RolloutView,
     VariantView,
+    VerdictView,
     WaveView,
 )
 from tests.fleet.records import MemoryRecords
@@ -235,6 +238,23 @@ class MemoryController(ControllerPort):
             )
             return self.runs[id]
 
+    def plan_rollout(self, request: RolloutRequest) -> RolloutPlanView:
+        model, _, version = request.release.partition("@")
+        self.release(model, int(version))
+        with self.lock:
+            self.requests.append(request)
+        small = "2 devices told by then are too few to decide"
+        waves = (PlanWaveView(number=1, share="2", devices=2, told=2, too_small=small),)
+        return RolloutPlanView(
+            release=request.release,
+            to=request.to,
+            devices=2,
+            waves=waves,
+            alphas={"accuracy": 0.03, "crashes": 0.02} if request.judged_by == "tests" else {},
+            refusal=f"wave 1: {small}" if request.judged_by == "tests" else "",
+            next_step="--waves 30,100%" if request.judged_by == "tests" else "",
+        )
+
     def rollouts(self) -> list[RolloutView]:
         return [view.model_copy(update={"devices": ()}) for view in reversed(self.runs.values())]
 
@@ -259,6 +279,16 @@ class MemoryController(ControllerPort):
         self.runs[id] = view.model_copy(
             update={"status": RolloutStatus.RUNNING, "because": "resumed"}
         )
+        return self.runs[id]
+
+    def approve_rollout(self, id: str, reason: str) -> RolloutView:
+        view = self.rollout(id)
+        if view.status.final:
+            raise Refusal(409, f"{id} is {view.status} already", f"fleet rollout status {id}")
+        verdict = VerdictView(
+            gate="operator", ruling="approved", at=NOW, words=f"wave 1 of 1: approved {reason}"
+        )
+        self.runs[id] = view.model_copy(update={"verdicts": (*view.verdicts, verdict)})
         return self.runs[id]
 
     def abort_rollout(self, id: str, reason: str) -> RolloutView:

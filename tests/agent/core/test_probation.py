@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.control import Tally
-from agent.core.probation import evidence, judge, upper_rate
-from wire.twin import Phase, Probation, Reason
+from agent.core.probation import evidence, finding, finding_unlabelled, judge, upper_rate
+from wire.twin import Finding, Phase, Probation, Reason
 
 POLICY = Probation(labelled_pairs=300, margin_bp=100, evidence=20, deadline_s=600)
 
@@ -182,3 +182,28 @@ def test_cost_within_the_limit_or_hardly_known_refuses_nobody(
     policy: Probation, found: Tally
 ) -> None:
     assert judge(policy, found, 10) is None
+
+
+def test_the_finding_is_taken_at_a_number_of_labels_whatever_they_say() -> None:
+    policy = Probation(labelled_pairs=300, finding_pairs=100)
+
+    assert finding(policy, tally(99, 40, 0)) is None
+    assert finding(policy, tally(104, 4, 2)) == Finding(pairs=104, worse=4, better=2)
+    assert finding(policy, tally(100, 0, 0)) == Finding(pairs=100)
+
+
+def test_a_shorter_probation_has_its_finding_at_its_end() -> None:
+    policy = Probation(labelled_pairs=50, finding_pairs=100)
+
+    assert finding(policy, tally(49, 1, 0)) is None
+    assert finding(policy, tally(50, 1, 0)) == Finding(pairs=50, worse=1)
+    assert finding(Probation(finding_pairs=0), tally(500, 9, 9)) is None
+
+
+def test_a_commit_without_labels_has_the_worst_case_for_its_finding() -> None:
+    unlabelled = Tally(model="m", challenger="c", pairs=2000, disagreements=5)
+
+    verdict = judge(POLICY, unlabelled, 1.0)
+
+    assert verdict is not None and verdict.unlabelled
+    assert finding_unlabelled(POLICY, unlabelled) == Finding(pairs=2000, worse=5, labelled=False)

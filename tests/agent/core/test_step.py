@@ -10,7 +10,7 @@ from agent.core.step import next_wake
 from tests.agent.core.world import Made, World, champion_of, make_release, phase_of
 from wire.command import Command
 from wire.transfer import ChunkFrame
-from wire.twin import Phase, Probation, Reason
+from wire.twin import Finding, Phase, Probation, Reason
 
 
 @pytest.fixture
@@ -261,6 +261,36 @@ def test_a_probation_cut_by_a_crash_starts_again_and_costs_an_attempt(world: Wor
 
     assert champion_of(world) == 2
     assert world.state.journal.deployments["digits"].attempts == 2
+
+
+def test_the_finding_of_a_probation_is_frozen_and_reported_while_it_goes_on(world: World) -> None:
+    at_version_1(world)
+    world.want(world.add(make_release(2)), "r-2")
+
+    world.settle()
+
+    first = Finding(pairs=150, worse=3, better=3)
+    latest = world.reports[-1].deployments[0]
+    phases = [each.phase for r in world.reports for each in r.deployments if each.finding]
+    assert phases[0] is Phase.PROBATION
+    assert (latest.phase, latest.labelled_pairs, latest.finding) == (Phase.COMMITTED, 300, first)
+
+
+def test_a_crash_after_the_finding_does_not_choose_another(world: World) -> None:
+    at_version_1(world)
+    policy = Probation(labelled_pairs=600, deadline_s=600)
+    world.want(world.add(make_release(2)), "r-2", probation=policy)
+    world.connect()
+    while world.state.journal.deployments["digits"].finding is None:
+        queue = world.local or world.network
+        world.give(queue.pop(0)) if queue else world.advance(1)
+    frozen = world.state.journal.deployments["digits"].finding
+
+    world.crash()
+    kept = world.journal.deployments["digits"].finding
+    world.settle()
+
+    assert kept == frozen == world.reports[-1].deployments[0].finding
 
 
 def test_a_clean_stop_gives_the_attempt_back(world: World) -> None:

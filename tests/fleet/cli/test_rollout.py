@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fleet.cli.session import byte_rate
-from fleet.core.views import MannersRule, RolloutRequest
+from fleet.core.views import MannersRule, RolloutRequest, VerdictView
 from fleet.shell.api import RunningApi, build_app, serve
 from tests.fleet.cli.conftest import Fleet
 from tests.fleet.memory import MemoryController
@@ -267,3 +267,60 @@ def test_list_shows_the_latest_decision(run: Fleet) -> None:
         "ROLLOUT  RELEASE   TO   STATUS     STARTED  BECAUSE\n"
         "r-1      digits@2  all  completed  5 s ago  every device committed\n"
     )
+
+
+def test_plan_names_waves_too_small_to_decide_and_starts_nothing(
+    run: Fleet, controller: MemoryController
+) -> None:
+    result = run("rollout", "plan", "digits@2", "--waves", "2,100%")
+
+    assert result.exit_code == 1
+    assert result.stdout == (
+        "digits@2 -> all: 2 devices\n"
+        "  wave 1      2  2 devices  too small: 2 devices told by then are too few to decide\n"
+        "chance of a false abort at most 0.05, over all looks: accuracy 0.03, crashes 0.02\n"
+        "would not be started: wave 1: 2 devices told by then are too few to decide\n"
+    )
+    assert result.stderr == "next: --waves 30,100%\n"
+    assert controller.runs == {}
+
+
+def test_a_plan_by_threshold_has_no_alpha(run: Fleet) -> None:
+    result = run("rollout", "plan", "digits@2", "--judge-by", "threshold")
+
+    assert result.exit_code == 0
+    assert "judged by a share of refusals: no chance of a false abort can be told\n" in (
+        result.stdout
+    )
+    assert result.stderr == "next: fleet rollout start digits@2 --to all --waves 100%\n"
+
+
+def test_start_says_how_it_is_to_be_judged(run: Fleet, controller: MemoryController) -> None:
+    run(
+        *("rollout", "start", "digits@2", "--max-refused", "5", "--judge-by", "threshold"),
+        "--approve-small-waves",
+    )
+
+    asked = controller.requests[-1]
+    assert (asked.max_refused_percent, asked.judged_by, asked.approve_small_waves) == (
+        5, "threshold", True,
+    )  # fmt: skip
+
+
+def test_status_shows_what_was_decided_and_how_the_gates_stand(
+    run: Fleet, controller: MemoryController
+) -> None:
+    controller.start_rollout(RolloutRequest(release="digits@2"))
+    run("rollout", "approve", "r-1", "--reason", "seen")
+    view = controller.runs["r-1"]
+    gates = (
+        VerdictView(gate="accuracy", ruling="hold", at=1.0, words="accuracy: E = 3", devices=9),
+        VerdictView(gate="crashes", ruling="hold", at=1.0, words="none", figures={"count": 0.0}),
+    )
+    controller.runs["r-1"] = view.model_copy(update={"gates": gates})
+
+    result = run("rollout", "status", "r-1")
+
+    assert "  decided  approved: wave 1 of 1: approved seen\n" in result.stdout
+    assert "  gate     accuracy: E = 3\n" in result.stdout
+    assert "none" not in result.stdout

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from fleet.core.census import Census, Device
 from fleet.core.gate import Standing
 from fleet.core.rollout import (
+    SMALL_LIMIT_PERCENT,
     Assign,
     Assignment,
     Rollout,
@@ -22,7 +23,7 @@ from fleet.core.rollout import (
 )
 from fleet.core.views import RolloutStatus
 from tests.fleet.core.worlds import NEW, OLD, T0, deployment, report, rollout_of, status
-from wire.twin import DeploymentReport, Phase, Reported
+from wire.twin import DeploymentReport, Finding, Phase, Reported
 
 _DEVICE = TypeAdapter(Device)
 _ROLLOUT = TypeAdapter(Rollout)
@@ -64,6 +65,10 @@ class _Edge:
             Phase.QUEUED, rollout=order.rollout, purpose=order.purpose, manifest=order.manifest
         )
 
+    def freeze(self, finding: Finding) -> None:
+        if self.latest is not None and not self.latest.phase.final:
+            self.latest = self.latest.model_copy(update={"finding": finding})
+
     def end(self, phase: Phase) -> None:
         if self.latest is None or self.latest.phase.final:
             return
@@ -85,9 +90,9 @@ class RolloutLife(RuleBasedStateMachine):
     """A controller, its devices, and a network that does what it likes."""
 
     @initialize(
-        cut=st.lists(st.integers(0, 5), max_size=3), limit=st.sampled_from([0, 20, 50, 100])
+        cut=st.lists(st.integers(0, 5), max_size=3), limit=st.sampled_from([0, 20, 50, 100, None])
     )
-    def begin(self, cut: list[int], limit: int) -> None:
+    def begin(self, cut: list[int], limit: int | None) -> None:
         marks = [0, *sorted(cut), 5]
         waves = [tuple(_IDS[a:b]) for a, b in pairwise(marks)]
         self.now = T0
@@ -96,6 +101,7 @@ class RolloutLife(RuleBasedStateMachine):
         self.edges = {id: _Edge(id) for id in _IDS}
         self.wire: list[Reported] = []
         self.refused: set[str] = set()
+        self.found: dict[str, Finding] = {}
         self.gone_back = False
         self.ended: Rollout | None = None
 
@@ -125,6 +131,11 @@ class RolloutLife(RuleBasedStateMachine):
     )
     def deployment_moves(self, id: str, phase: Phase) -> None:
         self.edges[id].end(phase)
+        self.wire.append(self.edges[id].report())
+
+    @rule(id=ids, worse=st.integers(0, 12), better=st.integers(0, 12))
+    def a_finding_is_frozen(self, id: str, worse: int, better: int) -> None:
+        self.edges[id].freeze(Finding(pairs=20, worse=worse, better=better))
         self.wire.append(self.edges[id].report())
 
     @rule(id=ids)
@@ -223,6 +234,13 @@ class RolloutLife(RuleBasedStateMachine):
         self.refused = refused
 
     @invariant()
+    def what_was_found_stands_and_counts_once(self) -> None:
+        found = {id: told.finding for id, told in self.rollout.told.items() if told.finding}
+        assert found.items() >= self.found.items()
+        assert self.rollout.evidence.bets.values == len(found)
+        self.found = found
+
+    @invariant()
     def final_is_final(self) -> None:
         status = self.rollout.status
         self.gone_back |= status in (RolloutStatus.ROLLING_BACK, RolloutStatus.ABORTED)
@@ -238,7 +256,9 @@ class RolloutLife(RuleBasedStateMachine):
         rollout = self.rollout
         if rollout.status is not RolloutStatus.COMPLETED:
             return
-        assert 100 * len(self.refused) <= rollout.max_refused_percent * len(rollout.told)
+        limit = rollout.max_refused_percent
+        limit = SMALL_LIMIT_PERCENT if limit is None else limit
+        assert 100 * len(self.refused) <= limit * len(rollout.told)
         assert set(rollout.told) == set(_IDS)
         last = [rollout.told[id].answer.standing for id in rollout.waves[-1]]
         assert not last or Standing.COMMITTED in last or Standing.REFUSED in last

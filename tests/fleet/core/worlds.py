@@ -82,7 +82,7 @@ def census_of(*ids: str, now: float = T0) -> Census:
     return census
 
 
-def rollout_of(*waves: tuple[str, ...], limit: int = 20) -> Rollout:
+def rollout_of(*waves: tuple[str, ...], limit: int | None = 20) -> Rollout:
     """digits@2 to devices that have digits@1 by order of r-1."""
     return Rollout(
         id="r-2",
