@@ -803,6 +803,7 @@ class Controller:
             devices=tuple(self._census),
             rollouts=tuple(self._books.rollouts.values()),
             releases=tuple(self._books.releases.values()),
+            notices=self._upkeep.alerts.told(),
             alerts=self._upkeep.alerts.fire_counts(),
             chunks_sent=health.chunks_published,
             chunk_bytes_sent=health.chunk_bytes_published,

@@ -114,6 +114,7 @@ DRIFT = _metric(
 DRIFTED = _metric(
     "model_features_drifted", "Features that differ from the baseline surely and much.", *_RELEASE
 )
+NOTICES = _metric("notices_total", "Posts to webhooks and Alertmanager.", "output", "outcome")
 ALERTS = _metric("alerts", "Alerts of the controller that are firing.", "rule", "severity")
 
 OUTBOX = _metric("devices_outbox_items", "Reports waiting on devices that are online.")
@@ -170,7 +171,7 @@ FLEET = (
     DEPLOYMENTS, RELEASES, ROLLOUTS, ROLLOUT_DEVICES, CHUNKS, CHUNK_BYTES, REFUSED, INGESTED,
     DROPPED, GAPS, ODD_CLOCKS, OUTBOX, THROTTLED, CLOCKS, *(each.metric for each in SPREADS),
     *FLEET_RELEASES.all, CONFIDENCE, *SHADOW, ACCURACY, ACCURACY_LOW, ACCURACY_HIGH, COVERAGE,
-    DRIFT, DRIFTED, ALERTS,
+    DRIFT, DRIFTED, ALERTS, NOTICES,
 )  # fmt: skip
 """Every metric of the controller's page, but those of its process."""
 
@@ -210,6 +211,8 @@ class Snapshot:
     chunk_bytes_sent: int = 0
     chunks_refused: int = 0
     ingest: IngestCounts = IngestCounts()
+    notices: tuple[tuple[str, str, int], ...] = ()
+    """Output, outcome, and how often."""
     alerts: tuple[tuple[str, str], ...] = ()
     """Rule and severity of each that fires."""
 
@@ -266,6 +269,7 @@ def fleet_families(
     yield from _release_families(refs, totals)
     yield from _judged_families(snapshot, reports)
     firing = Counter(snapshot.alerts)
+    yield Family(NOTICES, [((to, outcome), float(n)) for to, outcome, n in snapshot.notices])
     yield Family(ALERTS, [(pair, float(n)) for pair, n in firing.most_common(10 * MAX_WORDS)])
 
 

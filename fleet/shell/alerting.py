@@ -102,6 +102,9 @@ class Outputs(Protocol):
     def run(self, act: Act, hook: Hook, summary: dict[str, Any]) -> None:
         """Call a hook."""
 
+    def counts(self) -> Iterable[tuple[str, str, int]]:
+        """Return output, outcome, and how often it came to that since start; from any thread."""
+
     def close(self) -> None:
         """End what is under way."""
 
@@ -410,6 +413,10 @@ class Alerting:
     def fire_counts(self) -> tuple[tuple[str, str], ...]:
         """Return rule and severity of every alert that fires."""
         return tuple((each.rule, each.severity) for each in self._state.firing())
+
+    def told(self) -> tuple[tuple[str, str, int], ...]:
+        """Return output, outcome, and how often it came to that since start."""
+        return tuple(self._outputs.counts())
 
     def severities(self) -> dict[str, int]:
         """Return how many fire, by severity."""

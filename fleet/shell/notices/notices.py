@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -70,7 +71,15 @@ class Notices:
         """Call a hook with a summary."""
         self._hooks.run(act, hook, summary)
 
-    def counts(self) -> Mapping[str, Counts]:
+    def counts(self) -> list[tuple[str, str, int]]:
+        """Return output, outcome (delivered, failed or dropped), and how often since start."""
+        return [
+            (name, outcome, count)
+            for name, counts in self.outlets().items()
+            for outcome, count in asdict(counts).items()
+        ]
+
+    def outlets(self) -> Mapping[str, Counts]:
         """Return what became of posts, by output."""
         found = {f"webhook {name}": each.outlet.counts for name, each in self._webhooks.items()}
         if self._alertmanager is not None:

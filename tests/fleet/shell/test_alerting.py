@@ -69,6 +69,9 @@ class Loud:
     def run(self, act: Act, hook: Hook, summary: dict[str, Any]) -> None:
         self.calls.append((act.id, hook.name, summary))
 
+    def counts(self) -> list[tuple[str, str, int]]:
+        return [("loud", "delivered", len(self.told))]
+
     def close(self) -> None:
         self.closed = True
 
