@@ -1,7 +1,5 @@
 """What leaves a device of the classes of its answers, where it is to leave with noise."""
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -10,7 +8,6 @@ from agent.engine.noise import discrete_laplace
 from wire.features import CONFIDENCE
 from wire.manifest import Manifest
 
-VARIABLE = "FARFLUNG_PRIVACY"
 DAY_S = 86_400
 MAX_CLASSES = 2048
 """Of more the noise would take too long, and too many bytes."""
@@ -30,10 +27,10 @@ class Privacy:
     epsilon_day: str | None = None
 
     @classmethod
-    def of_environment(cls, environ: Mapping[str, str] = os.environ) -> "Privacy | None":
-        """Return what the daemon asks for; None: counts leave as they are."""
-        epsilon, _, day = environ.get(VARIABLE, "").partition(",")
-        return cls(epsilon, day or None) if epsilon else None
+    def of_text(cls, text: str) -> "Privacy":
+        """Return what the daemon wrote: both as decimal numbers, a comma between them."""
+        epsilon, _, day = text.partition(",")
+        return cls(epsilon, day or None)
 
     @property
     def draws_a_day(self) -> int | None:

@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,11 +12,13 @@ from agent.engine.comparison import Boxes, Outcome, Sight
 from agent.engine.drift import Drift
 from agent.engine.judging import IOU, BoxJudge, Matches
 from agent.engine.memories import Memories
-from agent.engine.privacy import ClassCounts
 from agent.engine.runtimes import Array
 from agent.engine.values import Values
 from wire.manifest import Manifest
 from wire.telemetry import CONFIDENCE_BINS, LATENCY_ERROR, MILLION
+
+if TYPE_CHECKING:
+    from agent.engine.privacy import ClassCounts
 
 MAX_CONFUSED = 2048
 """Kinds of confusion counted in one window; `labelled` and `correct` count them all."""
@@ -100,7 +102,7 @@ class Scoreboard:
         """Parts of a second, for the next time."""
         self._clear()
 
-    def guard(self, classes: ClassCounts) -> None:
+    def guard(self, classes: "ClassCounts") -> None:
         """Tell of classes with noise alone from now on."""
         self._guard = classes
         self.notes += classes.notes

@@ -1,6 +1,7 @@
 """A model in service, with everything that is kept about it."""
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
 from agent import control
@@ -11,7 +12,6 @@ from agent.engine.hearing import Ear
 from agent.engine.judging import IOU
 from agent.engine.lane import Lane
 from agent.engine.meter import Metered
-from agent.engine.privacy import ClassCounts, Privacy
 from agent.engine.scoreboard import Scoreboard
 from agent.engine.shadow import Say, ShadowFeed
 from agent.engine.streams import Streams
@@ -20,6 +20,8 @@ from agent.engine.trial import Passed
 
 if TYPE_CHECKING:
     from agent.engine.capture import Capture
+
+PRIVACY_VARIABLE = "FARFLUNG_PRIVACY"
 
 MAX_TRUE_BOXES = 256
 """Of one request."""
@@ -42,8 +44,10 @@ class Served:
         self.board = Scoreboard(
             passed.model.spec, now, passed.model.manifest, passed.model.classify_few
         )
-        privacy = Privacy.of_environment()
-        if privacy is not None:
+        if PRIVACY_VARIABLE in os.environ:
+            from agent.engine.privacy import ClassCounts, Privacy  # 1 MB, where it is asked for
+
+            privacy = Privacy.of_text(os.environ[PRIVACY_VARIABLE])
             self.board.guard(ClassCounts(privacy, passed.model.manifest, passed.model.classes))
         self.frame_s: float | None = None
         """How far apart the frames are of a stream that says yes or no; None for any other."""

@@ -36,10 +36,10 @@ class Switched(served.Served):
         signal.signal(signal.SIGUSR1, take_away)
         signal.signal(signal.SIGUSR2, give_back)
 
-    def take_windows(self, now: int) -> list[Any]:
+    def take_windows(self, now: int, *, last: bool = False) -> list[Any]:
         """Give back the scoreboard first: it is asked for what it counted."""
         signal.raise_signal(signal.SIGUSR2)
-        return super().take_windows(now)
+        return super().take_windows(now, last=last)
 
 
 if __name__ == "__main__":
