@@ -237,6 +237,7 @@ def _controller(
     from fleet.controller import Controller
     from fleet.shell.api import build_app
     from fleet.shell.api import serve as serve_api
+    from fleet.shell.collector import look_seldom
 
     try:
         controller = Controller(data, access.url, *access.controller, *access.device, **settings)
@@ -251,6 +252,7 @@ def _controller(
         # For the hooks that alerts call: `fleet` in them speaks to this controller.
         os.environ["FARFLUNG_CONTROLLER"] = api.url
         controller.start()
+        look_seldom()
         yield api.url
 
 

@@ -56,6 +56,7 @@ def _floor(url: str) -> "object":
 def _controller(url: str, directory: Path) -> "object":
     """Be a controller that knows the release."""
     from fleet.controller import Controller
+    from fleet.shell.collector import look_seldom
     from scripts.benches.ingest import ARTIFACT, release
     from wire.ids import digest_of
 
@@ -64,6 +65,7 @@ def _controller(url: str, directory: Path) -> "object":
     writer.write(ARTIFACT)
     writer.finish()
     controller.start()
+    look_seldom()
     controller.add_release(release())
     while not controller.health().broker_connected:
         time.sleep(0.05)
