@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 from nacl.exceptions import BadSignatureError
@@ -75,14 +76,14 @@ class Sealer:
     @property
     def public(self) -> bytes:
         """The 32 bytes that devices verify with."""
-        return bytes(SigningKey(self.seed).verify_key)
+        return bytes(_signing_key(self.seed).verify_key)
 
     def seal(self, document: Document) -> bytes:
         """Return `document` in a signed envelope, as bytes to publish."""
         kind = type(document).__name__
         signed = document.model_dump(mode="json", exclude_none=True)
         message = (_DOMAIN + kind + "\n").encode() + canonical(signed)
-        signature = SigningKey(self.seed).sign(message).signature
+        signature = _signing_key(self.seed).sign(message).signature
         return encode(
             Envelope(
                 kind=kind,
@@ -92,6 +93,12 @@ class Sealer:
                 ),
             )
         )
+
+
+@lru_cache(maxsize=4)
+def _signing_key(seed: bytes) -> SigningKey:
+    # Making it of the seed takes as long as a signature.
+    return SigningKey(seed)
 
 
 @dataclass(frozen=True, slots=True)

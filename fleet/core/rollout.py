@@ -199,7 +199,8 @@ def notable(before: Rollout, after: Rollout) -> bool:
         return False
     if replace(before, told={}) != replace(after, told={}) or len(before.told) != len(after.told):
         return True
-    return any(_lasting(told) != _lasting(after.told[id]) for id, told in before.told.items())
+    pairs = ((told, after.told[id]) for id, told in before.told.items())
+    return any(old is not new and _lasting(old) != _lasting(new) for old, new in pairs)
 
 
 def _lasting(told: Told) -> tuple[Answer, str, bool, Finding | None]:
@@ -315,7 +316,7 @@ def _observe(rollout: Rollout, census: Census, now: float) -> Rollout:
     for id, told in rollout.told.items():
         device = census.get(id)
         answer = judge(told.answer, device, rollout.model, rollout.id, rollout.manifest)
-        after = replace(told, answer=answer)
+        after = told if answer == told.answer else replace(told, answer=answer)
         report = device.deployment(rollout.model)
         progress = _progress(rollout, report)
         if progress > told.progress:
@@ -326,7 +327,7 @@ def _observe(rollout: Rollout, census: Census, now: float) -> Rollout:
             evidence = evidence.after(finding)
         elif told.finding is None and _left_out(answer) and not _left_out(told.answer):
             evidence = evidence.after_refusal(answer)
-        if after != told:
+        if after is not told:
             changed[id] = after
     if not changed:
         return rollout

@@ -267,30 +267,23 @@ class Store:
         with self._transaction() as connection:
             for rollout in change.rollouts:
                 _save_rollout(connection, rollout)
-            for device, model, assignment in change.assignments:
-                _save_assignment(connection, device, model, assignment)
-            for row in change.desired:
-                _upsert(
-                    connection,
-                    _desired,
-                    ["device"],
-                    device=row.device,
-                    revision=row.revision,
-                    document=row.document,
-                )
+            _save_assignments(connection, change.assignments)
+            rows: list[dict[str, object]] = [
+                {"device": row.device, "revision": row.revision, "document": row.document}
+                for row in change.desired
+            ]
+            _upsert_all(connection, _desired, ["device"], rows)
             _add_events(connection, change.events)
 
     def save_devices(self, devices: Iterable[Device]) -> None:
         """Keep what is known of these devices."""
-        rows = [{"id": device.id, "state": _DEVICE.dump_json(device)} for device in devices]
+        rows: list[dict[str, object]] = [
+            {"id": device.id, "state": _DEVICE.dump_json(device)} for device in devices
+        ]
         if not rows:
             return
-        statement = insert(_devices)
-        update = statement.on_conflict_do_update(
-            index_elements=["id"], set_={"state": statement.excluded.state}
-        )
         with self._transaction() as connection:
-            connection.execute(update, rows)
+            _upsert_all(connection, _devices, ["id"], rows)
 
     def save_command(self, view: CommandView, expires_at: float) -> None:
         """Keep a command as it stands."""
@@ -361,9 +354,21 @@ def _migrate(connection: sa.Connection, path: Path) -> None:
 
 
 def _upsert(connection: sa.Connection, table: sa.Table, keys: list[str], **values: object) -> None:
-    statement = insert(table).values(**values)
-    rest = {name: statement.excluded[name] for name in values if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=rest))
+    _upsert_all(connection, table, keys, [values])
+
+
+def _upsert_all(
+    connection: sa.Connection,
+    table: sa.Table,
+    keys: list[str],
+    rows: Sequence[dict[str, object]],
+) -> None:
+    """Insert or replace rows that all have the same columns."""
+    if not rows:
+        return
+    statement = insert(table)
+    rest = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=rest), rows)
 
 
 def _save_rollout(connection: sa.Connection, rollout: Rollout) -> None:
@@ -379,29 +384,32 @@ def _save_rollout(connection: sa.Connection, rollout: Rollout) -> None:
     )
 
 
-def _save_assignment(
-    connection: sa.Connection, device: str, model: str, assignment: Assignment | None
+def _save_assignments(
+    connection: sa.Connection, changes: Iterable[tuple[str, str, Assignment | None]]
 ) -> None:
-    if assignment is None:
-        connection.execute(
-            sa.delete(_assignments).where(
-                _assignments.c.device == device, _assignments.c.model == model
-            )
+    # Of one device and model the last change counts.
+    last = {(device, model): assignment for device, model, assignment in changes}
+    gone = [{"d": device, "m": model} for (device, model), each in last.items() if each is None]
+    if gone:
+        mine = sa.and_(
+            _assignments.c.device == sa.bindparam("d"), _assignments.c.model == sa.bindparam("m")
         )
-        return
-    _upsert(
-        connection,
-        _assignments,
-        ["device", "model"],
-        device=device,
-        model=model,
-        manifest=assignment.manifest,
-        version=assignment.version,
-        rollout=assignment.rollout,
-        purpose=assignment.purpose,
-        probation=_PROBATION.dump_json(assignment.probation),
-        manners=_MANNERS.dump_json(assignment.manners),
-    )
+        connection.execute(sa.delete(_assignments).where(mine), gone)
+    rows: list[dict[str, object]] = [
+        {
+            "device": device,
+            "model": model,
+            "manifest": each.manifest,
+            "version": each.version,
+            "rollout": each.rollout,
+            "purpose": each.purpose,
+            "probation": _PROBATION.dump_json(each.probation),
+            "manners": _MANNERS.dump_json(each.manners),
+        }
+        for (device, model), each in last.items()
+        if each is not None
+    ]
+    _upsert_all(connection, _assignments, ["device", "model"], rows)
 
 
 def _add_events(connection: sa.Connection, events: Sequence[EventView]) -> None:
