@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fleet.core import report_asked
+from fleet.core import present, report_asked
 from fleet.core.alert_port import AlertsPort
 from fleet.core.books import MAX_FILES, Books, Release
 from fleet.core.cohort import parse_target, select
@@ -398,11 +398,17 @@ class Controller:
 
     def rollouts(self) -> list[RolloutView]:
         """Return all rollouts, the newest first."""
-        return self._ask(lambda: self._books.rollout_views(time.time()))
+        # Made here, on the caller's thread: with many devices it takes a while.
+        known, census = self._ask(
+            lambda: (tuple(self._books.rollouts.values()), self._census.copy())
+        )
+        now = time.time()
+        return [present.rollout_view(each, census, now) for each in reversed(known)]
 
     def rollout(self, id: str) -> RolloutView:
         """Return one rollout with its devices."""
-        return self._ask(lambda: self._books.rollout_view(id, time.time()))
+        rollout, census = self._ask(lambda: (self._books.find_rollout(id), self._census.copy()))
+        return present.rollout_view(rollout, census, time.time(), with_devices=True)
 
     def abort_rollout(self, id: str, reason: str) -> RolloutView:
         """Call a rollout off and take its devices back."""

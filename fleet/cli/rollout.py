@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from fleet.shell.client import ControllerClient
 
 _POLL_S = 0.5
+_POLL_REST = 20
+"""And so many times as long as the last answer took: of 10,000 devices it takes a while."""
 _PATIENCE_S = 30.0
 """How long a watch bears a controller that is being restarted."""
 
@@ -294,9 +296,12 @@ def _watched(
     deadline = None if timeout is None else time.monotonic() + timeout
     with _screen(session) as screen:
         screen.show(view)
+        took_s = 0.0
         while not view.status.final and (deadline is None or time.monotonic() < deadline):
-            time.sleep(_POLL_S)
+            time.sleep(max(_POLL_S, _POLL_REST * took_s))
+            asked = time.monotonic()
             view = _patiently(session, client, view.id)
+            took_s = time.monotonic() - asked
             screen.show(view)
     answer(session, view, views.rollout_status(view))
     if view.status is RolloutStatus.COMPLETED:

@@ -311,11 +311,6 @@ class Books:
         """Return a rollout with its devices (404)."""
         return present.rollout_view(self.find_rollout(id), self.census, now, with_devices=True)
 
-    def rollout_views(self, now: float) -> list[RolloutView]:
-        """Return all rollouts, the newest first."""
-        rollouts = reversed(self.rollouts.values())
-        return [present.rollout_view(each, self.census, now) for each in rollouts]
-
     def active(self) -> list[Rollout]:
         """Return the rollouts that are not over."""
         return [each for each in self.rollouts.values() if not each.status.final]

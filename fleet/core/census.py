@@ -95,6 +95,12 @@ class Census:
         """Return a device; one that never spoke is empty."""
         return self._devices.get(id) or Device(id)
 
+    def copy(self) -> "Census":
+        """Return what is known now, for whoever looks at it while the loop goes on."""
+        other = Census()
+        other._devices = self._devices.copy()
+        return other
+
     def restore(self, device: Device) -> None:
         """Put back what a store remembered."""
         self._devices[device.id] = device

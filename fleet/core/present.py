@@ -13,7 +13,7 @@ from fleet.core.evidence import (
     too_small,
 )
 from fleet.core.gate import Standing
-from fleet.core.rollout import Rollout, compared
+from fleet.core.rollout import Rollout, Told, compared
 from fleet.core.scores import Totals, score_view
 from fleet.core.views import (
     DeviceView,
@@ -29,7 +29,7 @@ from fleet.core.views import (
     WaveView,
 )
 from wire.manifest import Manifest
-from wire.twin import Reported
+from wire.twin import DeploymentReport, Phase, Reported
 
 
 def release_view(
@@ -83,7 +83,7 @@ def rollout_view(
     rollout: Rollout, census: Census, now: float, *, with_devices: bool = False
 ) -> RolloutView:
     """Return a rollout, with each of its devices when asked for."""
-    devices = tuple(
+    devices = (
         _rollout_device(rollout, census.get(id), number, now)
         for number, wave in enumerate(rollout.waves, start=1)
         for id in wave
@@ -109,11 +109,11 @@ def rollout_view(
                 share=share,
                 open=number <= rollout.open,
                 devices=len(rollout.waves[number - 1]),
-                counts=_counts(rollout, devices, number),
+                counts=_counts(rollout, rollout.waves[number - 1], census),
             )
             for number, share in enumerate(rollout.shares, start=1)
         ),
-        devices=devices if with_devices else (),
+        devices=tuple(devices) if with_devices else (),
     )
 
 
@@ -184,41 +184,52 @@ def small_waves(rollout: Rollout, approved: bool) -> Refusal | None:
     return None
 
 
-def _counts(rollout: Rollout, devices: Iterable[RolloutDeviceView], number: int) -> dict[str, int]:
-    words = Counter(
-        "waiting" if device.id not in rollout.told else str(device.phase or "told")
-        for device in devices
-        if device.wave == number
-    )
-    return dict(sorted(words.items()))
+def _counts(rollout: Rollout, wave: Iterable[str], census: Census) -> dict[str, int]:
+    """Return how many devices of a wave stand where; no values are made for that."""
+    words: Counter[str] = Counter()
+    for id in wave:
+        told = rollout.told.get(id)
+        if told is None:
+            words["waiting"] += 1
+        else:
+            phase, _ = _stand(rollout, told, census.get(id))
+            words[phase or "told"] += 1
+    return {str(word): count for word, count in sorted(words.items())}
+
+
+def _stand(
+    rollout: Rollout, told: Told, device: Device
+) -> tuple[Phase | None, DeploymentReport | None]:
+    """Return where a device stands, and what it reports of it, if it does.
+
+    Its final answer outlives later deployments on it.
+    """
+    report = device.deployment(rollout.model)
+    if report is None or report.rollout != rollout.id or report.purpose != "rollout":
+        return told.answer.phase, None
+    if told.answer.standing is not Standing.WORKING:
+        return told.answer.phase, report
+    return report.phase, report
 
 
 def _rollout_device(rollout: Rollout, device: Device, number: int, now: float) -> RolloutDeviceView:
     """Return one device; its final answer outlives later deployments on it."""
     told = rollout.told.get(device.id)
-    report = device.deployment(rollout.model) if told else None
-    if report is None or report.rollout != rollout.id or report.purpose != "rollout":
-        report = None
-    answer = told.answer if told else None
-    ended = answer is not None and answer.standing is not Standing.WORKING
+    if told is None:
+        return RolloutDeviceView(id=device.id, wave=number, online=device.online(now), phase=None)
+    phase, report = _stand(rollout, told, device)
+    ended = told.answer.standing is not Standing.WORKING
+    said = told.answer if ended or report is None else report
     view = RolloutDeviceView(
         id=device.id,
         wave=number,
         online=device.online(now),
-        phase=answer.phase if answer else None,
-        reason=answer.reason if answer else None,
-        detail=answer.detail if answer else "",
+        phase=phase,
+        reason=said.reason,
+        detail=said.detail,
     )
     if report is None:
         return view
-    if not ended:
-        view = view.model_copy(
-            update={
-                "phase": report.phase,
-                "reason": report.reason,
-                "detail": report.detail,
-            }
-        )
     return view.model_copy(
         update={
             "bytes_done": report.bytes_done,
