@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from operator import add
 from typing import Any
 
 from fleet.core.scores import SUMS, Totals
@@ -101,7 +102,7 @@ class Tally:
         if other.windows:
             self.since = min(self.since, other.since) if self.windows else other.since
             self.until = max(self.until, other.until)
-        self.numbers = [a + b for a, b in zip(self.numbers, other.numbers, strict=True)]
+        self.numbers = [*map(add, self.numbers, other.numbers)]
         _add(self.latency, other.latency)
         _add(self.errors, other.errors)
         for mine, theirs in zip(self.counts, other.counts, strict=True):
@@ -252,10 +253,13 @@ def _add_rows(mine: dict[int, list[int]], theirs: Mapping[int, Iterable[int]]) -
         if known is None:
             mine[key] = list(row)
             continue
-        more = list(row)
+        more = row if isinstance(row, (list, tuple)) else list(row)
+        if len(more) == len(known):
+            mine[key] = [*map(add, known, more)]
+            continue
         if len(more) > len(known):
-            known, more = more, known
-        mine[key] = [*map(int.__add__, known, more), *known[len(more) :]]
+            known, more = list(more), known
+        mine[key] = [*map(add, known, more), *known[len(more) :]]
 
 
 def _minus(counts: Mapping[Any, int]) -> dict[Any, int]:

@@ -391,29 +391,37 @@ class Telemetry:
 
     def _hours(self, rows: Iterable[Any]) -> _Tallies:
         """Add windows up by manifest, hour, device and variant."""
-        hours: _Tallies = {}
+        hours = _Sums()
         for row, window in self._windows(rows):
             start = row.at - row.at % HOUR_S
-            key = (window.manifest, start, row.device, window.variant)
-            hours.setdefault(key, Tally()).merge(_sum_of(row.at, window))
+            hours.add((window.manifest, start, row.device, window.variant), _sum_of(row.at, window))
         return hours
 
     def _spread(self, hours: _Tallies) -> dict[sa.Table, _Tallies]:
         """Add hours of devices up wherever they belong."""
-        sums: dict[sa.Table, _Tallies] = {_of_devices[HOUR_S]: hours}
-        of_hours = _of_groups[HOUR_S]
+        totals, days, alike, of_hours, of_days = (_Sums() for _ in range(5))
         for (manifest, start, device, variant), tally in hours.items():
-            _tally(sums, _totals, (device, manifest, variant)).merge(tally)
+            totals.add((device, manifest, variant), tally)
             day = int(start) - int(start) % DAY_S
-            _tally(sums, _of_devices[DAY_S], (manifest, day, device, variant)).merge(tally)
-            for label, group in (("", ""), *self._labels_of(str(device)).items()):
-                _tally(sums, of_hours, (manifest, label, start, group, variant)).merge(tally)
-        for (manifest, of, start, value, variant), tally in sums.get(of_hours, {}).items():
+            days.add((manifest, day, device, variant), tally)
+            # Devices with the same labels are added up once, and not once for every label.
+            groups = (("", ""), *self._labels_of(str(device)).items())
+            alike.add((manifest, start, groups, variant), tally)
+        for (manifest, start, groups, variant), tally in alike.items():
+            for label, group in groups:
+                of_hours.add((manifest, label, start, group, variant), tally)
+        for (manifest, of, start, value, variant), tally in of_hours.items():
             day = int(start) - int(start) % DAY_S
-            _tally(sums, _of_groups[DAY_S], (manifest, of, day, value, variant)).merge(tally)
+            of_days.add((manifest, of, day, value, variant), tally)
             if of == "":
-                _tally(sums, _totals, (FLEET, manifest, variant)).merge(tally)
-        return sums
+                totals.add((FLEET, manifest, variant), tally)
+        return {
+            _of_devices[HOUR_S]: hours,
+            _of_devices[DAY_S]: days,
+            _of_groups[HOUR_S]: of_hours,
+            _of_groups[DAY_S]: of_days,
+            _totals: totals,
+        }
 
     def _labels_of(self, device: str) -> dict[str, str]:
         """Return the labels under which a device is summed, and as which value of each."""
@@ -878,8 +886,25 @@ def _raw(
     return connection.execute(query).all()
 
 
-def _tally(tables: dict[sa.Table, _Tallies], table: sa.Table, key: _Key) -> Tally:
-    return tables.setdefault(table, {}).setdefault(key, Tally())
+class _Sums(dict[Any, Tally]):
+    """Sums by key. One that is made of a single tally is that very tally, and not a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own: set[Any] = set()
+
+    def add(self, key: Any, tally: Tally) -> None:
+        """Add to a sum; `tally` is left as it is, and is not to be changed any more."""
+        known = self.get(key)
+        if known is None:
+            self[key] = tally
+            return
+        if key not in self._own:
+            self._own.add(key)
+            first, known = known, Tally()
+            known.merge(first)
+            self[key] = known
+        known.merge(tally)
 
 
 def _add_up(connection: sa.Connection, table: sa.Table, tallies: _Tallies) -> None:
@@ -904,7 +929,11 @@ def _add_up(connection: sa.Connection, table: sa.Table, tallies: _Tallies) -> No
                 )
             )
             for row in known:
-                tallies[tuple(getattr(row, name) for name in names)].merge(_tally_of(row))
+                key = tuple(getattr(row, name) for name in names)
+                # Into what is there, which has more in it; and a tally may be in several sums.
+                sum_ = _tally_of(row)
+                sum_.merge(tallies[key])
+                tallies[key] = sum_
     sums = []
     most = MOST_OF_DEVICE if table in _of_devices.values() else MOST
     for key, tally in tallies.items():

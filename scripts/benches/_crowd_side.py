@@ -3,7 +3,8 @@
     python -m scripts.benches._crowd_side JSON
 
 A device is what the controller sees of one: a clean session with subscriptions at QoS 0 and a last
-will; status, report, a window of scores and the health of its minute every `every_s`; an order is
+will; status, report, a window of the model that apps ask and the health of its minute every
+`every_s` (an agent says the first two only when they change); an order is
 checked against its seal, fetched chunk by chunk as it is offered and checked, and answered with
 the phases of the agent's deployment. What it serves, tries and counts is made up. Once a second a
 line of JSON on standard output says how all of them fare. The password is in $BENCH_PASSWORD.
@@ -191,7 +192,8 @@ class Device:
         window, health = crowd.drawn[(self.number + self.seq) % len(crowd.drawn)]
         counts = {**window.counts, "latency": Histogram(bins=window.counts["latency"])}
         windows = []
-        for serving in self.serving.values():
+        # Apps ask one model; the engine has no window of the others.
+        for serving in [*self.serving.values()][:1]:
             self.seq += 1
             windows.append(
                 ScoreWindow.model_validate(

@@ -4,9 +4,9 @@ One `fleet serve` on a real mosquitto; the devices are lean ones (see `_crowd_si
 their own each. All take a first release while they warm up. Then, for ten minutes, a second one
 goes through them in four waves with a probation, and meanwhile a release of another model starts
 for all of them at once: its `start` to the last device's copy of its order is `publish_s`. The
-metrics are read every 15 s as a Prometheus would. CPU time is the controller's own, of all its
-threads, so that broker and devices, which share the cores, do not count; what else runs on the
-machine still makes times longer.
+metrics are read every 15 s as a Prometheus would, and somebody watches the rollout. CPU time is
+the controller's own, of all its threads, so that broker and devices, which share the cores, do not
+count; what else runs on the machine still makes times longer.
 """
 
 import sys
@@ -39,6 +39,7 @@ QUICK_BARS = [Bar("connected", at_least=1000), *BARS[1:]]
 MODEL_MIB = 1 / 16
 SCRAPE_S = 15.0
 LOOK_S = 1.0
+WATCH_REST = 20
 PAIRS = 100
 
 
@@ -67,8 +68,13 @@ class Watch:
         self._crowd = crowd
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self.rollout = ""
+        """Which one is watched."""
         self.answers_ms: list[float] = []
-        self.cpu_s: list[float] = []
+        self.cpu_s: list[tuple[float, float]] = []
+        """When, and how much until then."""
+        self.waves: dict[int, float] = {}
+        """Number -> when it was first seen open, and under the last number plus one its end."""
         self.rss_mb = 0.0
 
     def __enter__(self) -> "Watch":
@@ -80,9 +86,9 @@ class Watch:
         self._thread.join(30)
 
     def _run(self) -> None:
-        scrape_at = time.monotonic()
+        scrape_at = watch_at = time.monotonic()
         while not self._over.wait(LOOK_S):
-            self.cpu_s.append(cpu_of(self._controller.pid))
+            self.cpu_s.append((time.monotonic(), cpu_of(self._controller.pid)))
             self.rss_mb = max(self.rss_mb, self._controller.memory_info().rss / 2**20)
             began = time.monotonic()
             self._fleet.client.health()
@@ -91,11 +97,31 @@ class Watch:
                 scrape_at = began + SCRAPE_S
                 with urllib.request.urlopen(f"{self._fleet.url}/metrics") as page:
                     page.read()
+            if self.rollout and began >= watch_at:
+                asked = time.monotonic()
+                self._look_at(self._fleet.client.rollout(self.rollout), asked)
+                # As `fleet rollout status --watch` does.
+                watch_at = asked + max(LOOK_S, WATCH_REST * (time.monotonic() - asked))
+
+    def _look_at(self, view: RolloutView, now: float) -> None:
+        for wave in view.waves:
+            if wave.open:
+                self.waves.setdefault(wave.number, now)
+        if view.status.final:
+            self.waves.setdefault(len(view.waves) + 1, now)
+
+    def wave_times(self) -> list[float]:
+        """Return how long each wave took that is over, as the watch saw it."""
+        return [round(late - early, 1) for early, late in pairwise(self.waves.values())]
 
     def worst_ten_s(self) -> float:
         """Return the percentage of a core over the busiest ten seconds."""
-        spent = [late - early for early, late in zip(self.cpu_s, self.cpu_s[10:], strict=False)]
-        return max(spent, default=0.0) * 10
+        worst = 0.0
+        for at, spent in self.cpu_s:
+            then = next(((t, s) for t, s in self.cpu_s if t >= at + 10.0), None)
+            if then is not None:
+                worst = max(worst, 100 * (then[1] - spent) / (then[0] - at))
+        return worst
 
 
 def measure(quick: bool) -> Result:
@@ -134,7 +160,7 @@ def _measured(  # noqa: PLR0917
         request = RolloutRequest(
             release=second, waves=load.waves, probation=Probation(labelled_pairs=PAIRS)
         )
-        rollout = fleet.client.start_rollout(request).id
+        rollout = watch.rollout = fleet.client.start_rollout(request).id
         time.sleep(load.other_at_s)
         more = RolloutRequest(release=other, probation=_none())
         beside, publish_s = _start(fleet, more, crowd, load)
@@ -150,7 +176,6 @@ def _measured(  # noqa: PLR0917
     for each in (rollout, beside):
         view = fleet.client.rollout(each)
         note(f"{view.release}: {view.status}; {view.because}")
-    view = fleet.client.rollout(rollout)
     answers = sorted(watch.answers_ms)
     return Result(
         figures={
@@ -170,10 +195,14 @@ def _measured(  # noqa: PLR0917
             "devices_behind": crowd.total("behind"),
             "rollout_ended": crowd.ended(rollout),
             "other_ended": crowd.ended(beside),
-            "wave_times_s": _wave_times(fleet, view),
+            "wave_times_s": ", ".join(f"{took:.0f}" for took in watch.wave_times()),
             "minutes": took / 60,
         },
-        runs={"answers_ms": watch.answers_ms, "cpu_s": watch.cpu_s},
+        runs={
+            "answers_ms": watch.answers_ms,
+            "cpu_s": watch.cpu_s,
+            "wave_times_s": watch.wave_times(),
+        },
     )
 
 
@@ -204,15 +233,6 @@ def _start(fleet: Fleet, request: RolloutRequest, crowd: Crowd, load: Load) -> t
         load.limit_s,
     )
     return rollout, crowd.told(rollout)[1] - began
-
-
-def _wave_times(fleet: Fleet, view: RolloutView) -> list[float]:
-    """Return how long each wave took that is over."""
-    opened = [
-        event.at for event in reversed(fleet.client.events(1000))
-        if event.kind == "rollout" and event.subject == view.id
-    ]  # fmt: skip
-    return [round(late - early, 1) for early, late in pairwise(opened)]
 
 
 def cpu_of(pid: int) -> float:

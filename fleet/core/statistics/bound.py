@@ -13,6 +13,9 @@ from typing import Literal
 from fleet.core.statistics.tails import beta_quantile
 
 _BETS = tuple((i + 0.5) / 20 for i in range(20))
+_PRECISION = 1e-7
+"""How far beyond what is believable `high` may lie; of 10,000 devices every step costs."""
+
 YEAR_S = 365 * 86_400
 
 
@@ -87,7 +90,7 @@ def below_on_fleet(counts: Iterable[tuple[int, int]], bound: float, alpha: float
     if _log_wealth(shares, math.nextafter(1.0, 0.0)) < wanted:
         low = 1.0
     # Wealth grows with the claim: what is believable ends where it reaches 1 / alpha.
-    for _ in range(50):
+    while high - low > _PRECISION:
         middle = (low + high) / 2
         if _log_wealth(shares, middle) >= wanted:
             high = middle
