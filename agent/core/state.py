@@ -228,6 +228,8 @@ class AgentState:
     """Something changed that an operator or a rollout waits for."""
     progress_wanted: bool = False
     """Only figures moved: reported at leisure."""
+    figures_alone: int = 0
+    """Reports in a row for which nothing but figures had moved."""
     next_window: float = 0.0
     next_health: float = 0.0
     next_collect: float = 0.0

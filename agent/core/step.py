@@ -67,6 +67,10 @@ from wire.twin import Desired, DesiredRelease, Phase, Reason
 PROGRESS_S = 2.0
 """How often mere figures in `Reported` are published."""
 
+LAST_PROGRESS_S = 60.0
+"""And those of a probation in the end, doubled from report to report: it may take days, on many
+devices at once."""
+
 STALLED_S = 10.0
 """Without a byte for this long a fetch has no speed."""
 
@@ -367,7 +371,8 @@ def _publish(turn: Turn) -> None:
     since, then = state.speed_mark
     if state.speed and state.transfer_bytes == then and now >= since + STALLED_S:
         state.progress_wanted = True  # so that nobody goes on reckoning with the speed
-    if state.report_wanted or (state.progress_wanted and now >= state.last_report + PROGRESS_S):
+    if state.report_wanted or (state.progress_wanted and now >= _figures_due(state)):
+        state.figures_alone = 0 if state.report_wanted else state.figures_alone + 1
         state.report_wanted = state.progress_wanted = False
         _clock_speed(state, now)
         state.last_report = now
@@ -376,6 +381,15 @@ def _publish(turn: Turn) -> None:
             state.report_owed_at = now
             state.report_owed_bytes = state.download.heard_bytes
         turn.do(PublishReported(report(state)))
+
+
+def _figures_due(state: AgentState) -> float:
+    """Return when mere figures are worth a report."""
+    active = state.active()
+    if active is None or active.phase is not Phase.PROBATION:
+        return state.last_report + PROGRESS_S
+    wait_s = PROGRESS_S * (1 << min(state.figures_alone, 10))
+    return state.last_report + min(wait_s, LAST_PROGRESS_S)
 
 
 def _clock_speed(state: AgentState, now: float) -> None:
@@ -405,7 +419,7 @@ def next_wake(state: AgentState, now: Instant) -> float:
         if state.send_at is not None:
             times.append(state.send_at)
         if state.progress_wanted:
-            times.append(state.last_report + PROGRESS_S)
+            times.append(_figures_due(state))
     if state.next_look is not None:
         times.append(state.next_look)
     active = state.active()

@@ -1,5 +1,7 @@
 """The agent's core as a whole, told as stories of one device."""
 
+from itertools import pairwise
+
 import pytest
 
 from agent.core import actions as do
@@ -291,6 +293,30 @@ def test_a_crash_after_the_finding_does_not_choose_another(world: World) -> None
     world.settle()
 
     assert kept == frozen == world.reports[-1].deployments[0].finding
+
+
+def test_the_figures_of_a_long_probation_are_reported_more_and_more_seldom(world: World) -> None:
+    at_version_1(world)
+    policy = Probation(labelled_pairs=1_000_000, finding_pairs=0)
+    world.want(world.add(make_release(2)), "r-2", probation=policy)
+    world.connect()
+    while world.state.journal.deployments["digits"].phase is not Phase.PROBATION:
+        queue = world.local or world.network
+        world.give(queue.pop(0)) if queue else world.advance(1)
+    begun, until = len(world.reports), world.now().mono + 600
+
+    told = []
+    while world.now().mono < until:
+        queue = world.local or world.network
+        world.give(queue.pop(0)) if queue else world.advance(1)
+        if len(world.reports) > begun + len(told):
+            told.append(world.now().mono)
+
+    gaps = [round(late - early) for early, late in pairwise(told)]
+    assert gaps[:5] == [4, 8, 16, 32, 60]
+    assert set(gaps[5:]) == {60}
+    pairs = [report.deployments[0].labelled_pairs for report in world.reports[begun:]]
+    assert pairs == sorted(pairs)
 
 
 def test_a_clean_stop_gives_the_attempt_back(world: World) -> None:
