@@ -23,6 +23,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fleet.core.views import Refusal
+from fleet.shell.reading import Client
 from wire.codec import DecodeError, Document, decode
 from wire.command import CommandResult
 from wire.packing import unpack
@@ -113,7 +114,7 @@ class Link:
         """Of the network thread, once it has spoken."""
         self._full = False
         self._stopping = False
-        self._client = mqtt.Client(
+        self._client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=f"farflung-controller-{random.getrandbits(64):016x}",
             protocol=mqtt.MQTTv311,
