@@ -41,10 +41,12 @@ from fleet.core.rollout import (
     Rollout,
     abort,
     approve,
+    condemned,
     news,
     notable,
     pause,
     resume,
+    roll_back,
     step,
     supersede,
 )
@@ -79,7 +81,7 @@ from fleet.shell.notices import Notices
 from fleet.shell.samples import Samples
 from fleet.shell.store import Change, DesiredRow, Store
 from fleet.shell.telemetry import DAY_S, Retention, Telemetry
-from fleet.upkeep import Levers, Upkeep
+from fleet.upkeep import Levers, Upkeep, quarantined
 from wire import VERSION
 from wire.bundle import BundleSeal, bundle_bytes, write_bundle
 from wire.codec import encode
@@ -414,6 +416,10 @@ class Controller:
         """Call a rollout off and take its devices back."""
         return self._ask(lambda: self._abort_rollout(id, reason))
 
+    def roll_back_rollout(self, id: str, reason: str) -> RolloutView:
+        """Take the devices of a rollout back, even when it is over."""
+        return self._ask(lambda: self._roll_back_rollout(id, reason))
+
     def pause_rollout(self, id: str, reason: str) -> RolloutView:
         """Open no wave and let no device fetch until it is resumed."""
         return self._ask(lambda: self._pause_rollout(id, reason))
@@ -718,14 +724,23 @@ class Controller:
             current = assignments.get(device, self._books.orders(device))
             desired = self._books.desired(device, current)
             rows.append(DesiredRow(device, desired.revision, self._sealer.seal(desired)))
+        bad = {
+            after.release: f"{after.id} was called off: {after.verdicts[-1].words}"
+            for after in rollouts
+            if condemned(self._books.rollouts.get(after.id), after)
+            and after.release not in self._books.quarantined
+        }
+        kept = [quarantined(name, reason, now) for name, reason in bad.items()]
         self._store.apply(
             Change(
                 rollouts=rollouts,
                 assignments=[(o.device, o.model, o.assignment) for o in orders],
                 desired=rows,
-                events=self._rollout_events(rollouts, now),
+                events=[*self._rollout_events(rollouts, now), *(event for _, event in kept)],
+                alert_values=[value for value, _ in kept],
             )
         )
+        self._books.quarantined.update(bad)
         self._books.assignments.update(assignments)
         for rollout in rollouts:
             self._books.rollouts[rollout.id] = rollout
@@ -969,6 +984,12 @@ class Controller:
     def _abort_rollout(self, id: str, reason: str) -> RolloutView:
         now = time.time()
         return self._turn_to(id, lambda it: abort(it, f"by the operator: {reason}", now), now)
+
+    def _roll_back_rollout(self, id: str, reason: str) -> RolloutView:
+        now = time.time()
+        ordered = self._books.to_take_back(id)
+        because = f"by the operator: {reason}"
+        return self._turn_to(id, lambda it: roll_back(it, ordered, because, now), now)
 
     def _pause_rollout(self, id: str, reason: str) -> RolloutView:
         return self._turn_to(id, lambda it: pause(it, f"by the operator: {reason}"), time.time())

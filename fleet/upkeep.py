@@ -224,10 +224,8 @@ class Upkeep:
                 409, f"{name} is in quarantine already: {books.quarantined[name]}",
                 f"fleet model release {name}",
             )  # fmt: skip
-        value = orjson.dumps({"reason": reason, "at": now})
-        text = f"in quarantine: {reason}"
-        event = EventView(at=now, kind="release", subject=name, text=text)
-        self._store.save_alert_values([("quarantine", name, value)], [event])
+        value, event = quarantined(name, reason, now)
+        self._store.save_alert_values([value], [event])
         books.quarantined[name] = reason
         for rollout in books.active():
             if rollout.release == name and rollout.status == "running":
@@ -243,6 +241,13 @@ class Upkeep:
         event = EventView(at=time.time(), kind="release", subject=name, text="out of quarantine")
         self._store.save_alert_values([("quarantine", name, None)], [event])
         del books.quarantined[name]
+
+
+def quarantined(name: str, reason: str, now: float) -> tuple[tuple[str, str, bytes], EventView]:
+    """Return what is stored of a release that goes into quarantine, and told of it."""
+    value = orjson.dumps({"reason": reason, "at": now})
+    text = f"in quarantine: {reason}"
+    return ("quarantine", name, value), EventView(at=now, kind="release", subject=name, text=text)
 
 
 class UpkeepPort:

@@ -67,7 +67,7 @@ def test_the_drawn_rollout_has_the_states_that_rollouts_have():
     assert {before for before, after in drawn if after == "[*]"} == {
         str(status) for status in RolloutStatus if status.final
     }
-    assert all(after == "[*]" for before, after in drawn if before in ("completed", "aborted"))
+    assert all(after == "[*]" for before, after in drawn if before == "aborted")
 
 
 def test_every_drawn_step_of_a_rollout_is_explained():

@@ -37,7 +37,7 @@ _PATIENCE_S = 30.0
 
 @click.group(cls=Group)
 def rollout() -> None:
-    """Rollouts: plan, start, status, list, pause, resume, approve, abort."""
+    """Rollouts: plan, start, status, list, pause, resume, approve, abort, rollback."""
 
 
 @rollout.command()
@@ -272,6 +272,25 @@ def abort(session: Session, id: str, reason: str) -> None:
         view = client.abort_rollout(id, reason)
     answer(session, view, views.rollout_status(view))
     session.say(f"next: fleet rollout status {view.id} --watch")
+
+
+@rollout.command()
+@click.argument("id")
+@click.option("--reason", default="taken back by an operator", show_default=True)
+@common
+@click.pass_obj
+def rollback(session: Session, id: str, reason: str) -> None:
+    """Take the devices of a rollout back, even when it is completed.
+
+    Those that are offline go back when they return; those that were told something else since
+    are left alone.
+    """
+    with session.client() as client:
+        view = client.roll_back_rollout(id, reason)
+    answer(session, view, views.rollout_status(view))
+    session.say(
+        f"next: fleet rollout status {view.id} --watch; fleet model quarantine {view.release}"
+    )
 
 
 def _manners(

@@ -519,7 +519,8 @@ def _devices(devices: Sequence[RolloutDeviceView]) -> Lines:
     """Return those that ended badly and those under way; the well and the waiting are counted."""
     bad = [each for each in devices if each.phase in _BAD]
     busy = [each for each in devices if each.phase is not None and not each.phase.final]
-    told = [*bad, *busy]
+    away = [each for each in devices if each.recall not in ("", "back")]
+    told = list(dict.fromkeys([*away, *bad, *busy]))
     rows = [(each.id, _rollout_device(each)) for each in told[:MAX_DEVICE_LINES]]
     width = max((len(id) for id, _ in rows), default=0)
     lines = [f"  {id:<{width}}  {text}" for id, text in rows]
@@ -528,13 +529,14 @@ def _devices(devices: Sequence[RolloutDeviceView]) -> Lines:
 
 
 def _rollout_device(device: RolloutDeviceView) -> str:
-    assert device.phase is not None
-    words = _phase(device.phase)
+    words = "told" if device.phase is None else _phase(device.phase)
     if device.reason is not None:
         words += f"  {device.reason}" + (f": {device.detail}" if device.detail else "")
-    else:
+    elif device.phase is not None:
         words += _progress(device, device.phase) + _amounts_of(device, device.phase)
         words += f", {device.detail}" if device.waiting else ""
+    if device.recall:
+        words += f"; taken back: {device.recall}"
     return words if device.online else f"{words}  (offline)"
 
 

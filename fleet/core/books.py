@@ -311,6 +311,38 @@ class Books:
         """Return a rollout with its devices (404)."""
         return present.rollout_view(self.find_rollout(id), self.census, now, with_devices=True)
 
+    def to_take_back(self, id: str) -> set[str]:
+        """Return the devices that still run a rollout's release by its order (404).
+
+        409: none does, none has anything to go back to, or another rollout of the model, which
+        would take them for its own way back, is under way.
+        """
+        rollout = self.find_rollout(id)
+        for other in self.active():
+            if other.model == rollout.model and other.id != id:
+                raise Refusal(
+                    409,
+                    f"{id}: {other.id} is bringing {other.release} to devices of this model",
+                    f"fleet rollout abort {other.id}, and then this again",
+                )
+        ordered = {
+            device
+            for device in rollout.told
+            if (own := self.orders(device).get(rollout.model)) is not None
+            and (own.rollout, own.manifest) == (rollout.id, rollout.manifest)
+        }
+        if rollout.status.final and rollout.status != "aborted":
+            if not ordered:
+                why = "all its devices were told something else since"
+                raise Refusal(409, f"{id}: {why}", "fleet rollout list")
+            if not any(rollout.previous.get(device) for device in ordered):
+                raise Refusal(
+                    409,
+                    f"{id}: there is no release before {rollout.release} to go back to",
+                    "push another version, and fleet rollout start",
+                )
+        return ordered
+
     def active(self) -> list[Rollout]:
         """Return the rollouts that are not over."""
         return [each for each in self.rollouts.values() if not each.status.final]

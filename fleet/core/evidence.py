@@ -73,6 +73,21 @@ _CRASHES = frozenset(
 )
 
 
+_OWN = _CRASHES | {Reason.WORSE_THAN_CHAMPION, Reason.TOO_SLOW}
+_OWN_GATES = frozenset({ACCURACY, "heavy-losses", "crashes", "refusals", "cpu-time"})
+
+
+def blames(gate: str, answers: Iterable[Answer]) -> bool:
+    """Return whether an abort by `gate` is the release's own fault.
+
+    Where a share of refusals decided: whether most of them were.
+    """
+    if gate != "threshold":
+        return gate in _OWN_GATES
+    reasons = [each.reason for each in answers if each.standing is Standing.REFUSED]
+    return 2 * sum(reason in _OWN for reason in reasons) > len(reasons)
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What was counted so far. Every device is in it once."""

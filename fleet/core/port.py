@@ -183,6 +183,14 @@ class ControllerPort(Protocol):
             Refusal: 404; 409, it is over already.
         """
 
+    def roll_back_rollout(self, id: str, reason: str) -> RolloutView:
+        """Take the devices of a rollout back, even when it is completed or superseded.
+
+        Raises:
+            Refusal: 404; 409, it is rolled back already, nothing of it is left to take back, or
+                another rollout of the model is under way.
+        """
+
     def send_command(self, device: str, verb: str) -> CommandView:
         """Send a one-shot request to a device.
 

@@ -13,7 +13,7 @@ from fleet.core.evidence import (
     too_small,
 )
 from fleet.core.gate import Standing
-from fleet.core.rollout import Rollout, Told, compared
+from fleet.core.rollout import Rollout, Told, compared, is_back
 from fleet.core.scores import Totals, score_view
 from fleet.core.views import (
     DeviceView,
@@ -227,6 +227,7 @@ def _rollout_device(rollout: Rollout, device: Device, number: int, now: float) -
         phase=phase,
         reason=said.reason,
         detail=said.detail,
+        recall=_recall(rollout, told, device, now),
     )
     if report is None:
         return view
@@ -241,3 +242,26 @@ def _rollout_device(rollout: Rollout, device: Device, number: int, now: float) -
             "better": report.better,
         }
     )
+
+
+def _recall(rollout: Rollout, told: Told, device: Device, now: float) -> str:
+    """Return how a device that was called back fares, in words; empty when it was not."""
+    if not told.recall:
+        return ""
+    if told.recall == "left":
+        return "left alone"
+    if rollout.previous.get(device.id) is None:
+        return "nothing before"
+    if is_back(rollout, device):
+        return "back"
+    report = device.deployment(rollout.model)
+    if (
+        report is not None
+        and (report.rollout, report.purpose) == (rollout.id, "rollback")
+        and report.phase.final
+        and report.phase is not Phase.COMMITTED
+    ):
+        return f"cannot: {report.reason or report.phase}" + (
+            f", {report.detail}" if report.detail else ""
+        )
+    return "on its way" if device.online(now) else "offline"

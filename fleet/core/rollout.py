@@ -3,7 +3,8 @@
     running --(every wave settled)--> completed
     running --(too many refused, nobody answers, or the operator)--> rolling_back --> aborted
     running --(the operator)--> paused --(the operator)--> running
-    any of these --(a newer rollout of the same model)--> superseded
+    completed, superseded --(fleet rollout rollback)--> rolling_back
+    any that is not over --(a newer rollout of the same model)--> superseded
 
 A wave is *settled* when each of its devices has answered (committed, refused or dropped) or is
 given up as silent: unreachable for SILENCE_S, or reachable and without any progress for as long
@@ -15,10 +16,11 @@ While paused, no wave opens and no device fetches: an order that holds goes out 
 still on its way. What has arrived stays there, and devices that have it all go on to try and judge
 it; too many refusals end a paused rollout as well. No patience runs out meanwhile.
 
-`completed` is final. A release that crashes on a device after that is the device's own affair:
-it returns to its previous release by itself, reports a `fallback`, and never retries the same
-(rollout, manifest). The controller leaves its order as it is, so the two do not fight; the next
-rollout takes what the device then serves as the release to return to.
+`completed` ends by itself no more. A release that crashes on a device after that is the device's
+own affair: it returns to its previous release by itself, reports a `fallback`, and never retries
+the same (rollout, manifest). The controller leaves its order as it is, so the two do not fight; the
+next rollout takes what the device then serves as the release to return to. `roll_back` takes
+devices back even then, those that were told nothing else since.
 
 What counts for and against the release is in `evidence`: tests over devices that may be looked
 at any time end a rollout, and let it go on from one wave to the next. A wave that is settled and
@@ -32,7 +34,7 @@ other device told is ordered to its previous release, without probation since it
 already: it took the new one, or it still may before the recall reaches it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -43,6 +45,7 @@ from fleet.core.evidence import (
     Evidence,
     Verdict,
     believable,
+    blames,
     promotion,
     readings,
 )
@@ -104,8 +107,8 @@ class Told:
     """Place of the phase, bytes and labelled pairs, as far as they ever got."""
     moved_at: float = 0.0
     """When `progress` last grew."""
-    recall: Literal["", "previous", "rollback"] = ""
-    """By which order it was called back, if it was."""
+    recall: Literal["", "previous", "rollback", "left"] = ""
+    """By which order it was called back, if it was; left: it has another order since."""
     held: bool = False
     """Its order says to fetch nothing."""
     finding: Finding | None = None
@@ -224,6 +227,42 @@ def abort(rollout: Rollout, reason: str, now: float) -> Rollout:
     if rollout.status not in (RolloutStatus.RUNNING, RolloutStatus.PAUSED):
         return rollout
     return replace(rollout, status=RolloutStatus.ROLLING_BACK, because=reason, recalled_at=now)
+
+
+def roll_back(rollout: Rollout, ordered: Collection[str], reason: str, now: float) -> Rollout:
+    """Take all its devices back, even when it is over; the next `step` tells them.
+
+    `ordered` are the devices whose order is still this rollout's. Those that were told something
+    else since are left alone.
+    """
+    if rollout.status in (RolloutStatus.RUNNING, RolloutStatus.PAUSED):
+        return abort(rollout, reason, now)
+    if rollout.status not in (RolloutStatus.COMPLETED, RolloutStatus.SUPERSEDED):
+        return rollout
+    told = {
+        id: replace(each, recall="" if id in ordered else "left", held=False)
+        for id, each in rollout.told.items()
+    }
+    return replace(
+        rollout,
+        status=RolloutStatus.ROLLING_BACK,
+        because=reason,
+        recalled_at=now,
+        ended_at=None,
+        told=told,
+    )
+
+
+def condemned(before: Rollout | None, after: Rollout) -> bool:
+    """Return whether this change took a rollout back for what the release itself is.
+
+    Not for a full disk or a line that is too slow: another device or day may have room.
+    """
+    went = before is not None and before.status in (RolloutStatus.RUNNING, RolloutStatus.PAUSED)
+    back = after.status in (RolloutStatus.ROLLING_BACK, RolloutStatus.ABORTED)
+    if not went or not back or not after.verdicts or after.verdicts[-1].ruling != "abort":
+        return False
+    return blames(after.verdicts[-1].gate, (told.answer for told in after.told.values()))
 
 
 def pause(rollout: Rollout, reason: str) -> Rollout:
@@ -590,23 +629,27 @@ def _recall(rollout: Rollout, census: Census) -> tuple[Rollout, list[Assign]]:
 
 def _land(rollout: Rollout, census: Census, now: float) -> Rollout:
     """End as aborted when every device that can be reached is back, or at the deadline."""
-    away = [id for id in rollout.told if not _is_back(rollout, census.get(id))]
+    called = [id for id, told in rollout.told.items() if told.recall != "left"]
+    away = [id for id in called if not is_back(rollout, census.get(id))]
     patient = now - rollout.recalled_at < FETCH_DEADLINE_S + GRACE_S
     if patient and any(_may_come_back(rollout, census.get(id), now) for id in away):
         return rollout
-    total = len(rollout.told)
+    total = len(called)
     back = f"{total - len(away)} of {total} {plural(total, 'device')} on the release before"
     missing = f"; not {', '.join(sorted(away)[:5])}" if away else ""
     more = f" and {len(away) - 5} more" if len(away) > 5 else ""
+    left = len(rollout.told) - total
+    apart = f"; {left} left alone, told something else since" if left else ""
     return replace(
         rollout,
         status=RolloutStatus.ABORTED,
-        because=f"{rollout.because}; {back}{missing}{more}" if total else rollout.because,
+        because=f"{rollout.because}; {back}{missing}{more}{apart}" if total else rollout.because,
         ended_at=now,
     )
 
 
-def _is_back(rollout: Rollout, device: Device) -> bool:
+def is_back(rollout: Rollout, device: Device) -> bool:
+    """Return whether a device that was called back runs what it ran before."""
     report = device.deployment(rollout.model)
     if report is not None and report.manifest == rollout.manifest and not report.phase.final:
         return False

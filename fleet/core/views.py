@@ -202,6 +202,9 @@ class RolloutDeviceView(View):
     labelled_pairs: int = 0
     worse: int = 0
     better: int = 0
+    recall: str = ""
+    """While and after its rollout is taken back: `back`, `on its way`, `offline`, `left alone`
+    (told something else since), `nothing before`, or `cannot: ` and why."""
 
 
 class VerdictView(View):

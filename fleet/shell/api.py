@@ -65,6 +65,12 @@ class AbortRequest(View):
     reason: str = Field(default="called off by an operator", max_length=500)
 
 
+class RollbackRequest(View):
+    """What `POST /v1/rollouts/{id}/rollback` takes."""
+
+    reason: str = Field(default="taken back by an operator", max_length=500)
+
+
 class PauseRequest(View):
     """What `POST /v1/rollouts/{id}/pause` takes."""
 
@@ -144,6 +150,7 @@ class _Handlers:
             Route(f"{rollout}/resume", self.resume_rollout, methods=["POST"]),
             Route(f"{rollout}/approve", self.approve_rollout, methods=["POST"]),
             Route(f"{rollout}/abort", self.abort_rollout, methods=["POST"]),
+            Route(f"{rollout}/rollback", self.roll_back_rollout, methods=["POST"]),
             Route("/v1/events", self.events),
             Route("/v1/samples", self.samples),
             Route("/v1/samples/requests", self.sample_requests),
@@ -294,6 +301,11 @@ class _Handlers:
         wanted = AbortRequest.model_validate(await _body(request))
         id = request.path_params["id"]
         return _json(await run_in_threadpool(self._port.abort_rollout, id, wanted.reason))
+
+    async def roll_back_rollout(self, request: Request) -> Response:
+        wanted = RollbackRequest.model_validate(await _body(request))
+        id = request.path_params["id"]
+        return _json(await run_in_threadpool(self._port.roll_back_rollout, id, wanted.reason))
 
     def samples(self, request: Request) -> Response:
         query = request.query_params

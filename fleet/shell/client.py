@@ -226,6 +226,11 @@ class ControllerClient:
         path = f"/v1/rollouts/{_level(id)}/abort"
         return self._read(self._send("POST", path, json={"reason": reason}), RolloutView)
 
+    def roll_back_rollout(self, id: str, reason: str) -> RolloutView:
+        """Take the devices of a rollout back, even when it is over."""
+        path = f"/v1/rollouts/{_level(id)}/rollback"
+        return self._read(self._send("POST", path, json={"reason": reason}), RolloutView)
+
     def request_samples(self, wanted: CaptureRequest) -> list[CaptureRequestView]:
         """Ask devices for inputs of a model."""
         answer = self._send("POST", "/v1/samples/requests", json=wanted.model_dump(mode="json"))

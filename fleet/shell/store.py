@@ -128,6 +128,8 @@ class Change:
     """(device, model, assignment or none)."""
     desired: Sequence[DesiredRow] = ()
     events: Sequence[EventView] = ()
+    alert_values: Sequence[tuple[str, str, bytes | None]] = ()
+    """As in `save_alert_values`."""
 
 
 class Store:
@@ -274,6 +276,7 @@ class Store:
             ]
             _upsert_all(connection, _desired, ["device"], rows)
             _add_events(connection, change.events)
+            _save_alert_values(connection, change.alert_values)
 
     def save_devices(self, devices: Iterable[Device]) -> None:
         """Keep what is known of these devices."""
@@ -296,16 +299,7 @@ class Store:
         """Keep values by (kind, id), None: forget it; and with them events."""
         with self._transaction() as connection:
             _add_events(connection, events)
-            for kind, id, value in changes:
-                if value is None:
-                    connection.execute(
-                        sa.delete(_alert_values).where(
-                            _alert_values.c.kind == kind, _alert_values.c.id == id
-                        )
-                    )
-                else:
-                    keys = ["kind", "id"]
-                    _upsert(connection, _alert_values, keys, kind=kind, id=id, value=value)
+            _save_alert_values(connection, changes)
 
     def add_events(self, events: Sequence[EventView]) -> None:
         """Keep events."""
@@ -410,6 +404,21 @@ def _save_assignments(
         if each is not None
     ]
     _upsert_all(connection, _assignments, ["device", "model"], rows)
+
+
+def _save_alert_values(
+    connection: sa.Connection, changes: Iterable[tuple[str, str, bytes | None]]
+) -> None:
+    for kind, id, value in changes:
+        if value is None:
+            connection.execute(
+                sa.delete(_alert_values).where(
+                    _alert_values.c.kind == kind, _alert_values.c.id == id
+                )
+            )
+        else:
+            keys = ["kind", "id"]
+            _upsert(connection, _alert_values, keys, kind=kind, id=id, value=value)
 
 
 def _add_events(connection: sa.Connection, events: Sequence[EventView]) -> None:

@@ -254,12 +254,12 @@ class Fleet:
     def device(self, agent: Agent) -> DeviceView:
         return self.client.device(agent.id)
 
-    def wait_until_online(self, agent: Agent) -> None:
+    def wait_until_online(self, agent: Agent, timeout_s: float = LIMIT_S) -> None:
         def online() -> bool:
             known = [d for d in self.client.devices() if d.id == agent.id]
             return bool(known) and known[0].online and bool(known[0].capabilities.runtimes)
 
-        wait_for(f"{agent.id} online", online)
+        wait_for(f"{agent.id} online", online, timeout_s)
 
     def wait_until_offline(self, agent: Agent) -> None:
         wait_for(f"{agent.id} offline", lambda: not self.device(agent).online, OFFLINE_S)

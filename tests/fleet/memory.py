@@ -300,6 +300,15 @@ class MemoryController(ControllerPort):
         )
         return self.runs[id]
 
+    def roll_back_rollout(self, id: str, reason: str) -> RolloutView:
+        view = self.rollout(id)
+        if view.status is RolloutStatus.ABORTED:
+            raise Refusal(409, f"{id} is aborted already", f"fleet rollout status {id}")
+        self.runs[id] = view.model_copy(
+            update={"status": RolloutStatus.ROLLING_BACK, "because": reason, "ended_at": None}
+        )
+        return self.runs[id]
+
     def send_command(self, device: str, verb: str) -> CommandView:
         self.device(device)
         outcome = "waiting" if verb in ("ping", "sleep") else "refused"
