@@ -9,7 +9,7 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fleet.shell.reading import TOGETHER, Buffered, Client
+from fleet.shell.link import TOGETHER, Buffered, Client
 from tests.brokers import start_mosquitto
 
 
@@ -49,7 +49,7 @@ def test_small_and_large_messages_that_arrive_together_are_all_heard_in_order(
     bodies = [bytes([n % 256]) * (n * n) for n in range(10 * TOGETHER)]
     heard: list[bytes] = []
     ready, whole = threading.Event(), threading.Event()
-    listener = Client(CallbackAPIVersion.VERSION2)
+    listener = Client()
     speaker = mqtt.Client(CallbackAPIVersion.VERSION2)
 
     def hear(client: mqtt.Client, data: object, message: mqtt.MQTTMessage) -> None:
