@@ -211,6 +211,9 @@ def _window_row(window: ScoreWindow) -> list[Any]:
 def _window(row: list[Any]) -> dict[str, Any]:
     values = dict(zip(WINDOW, _array(row), strict=False))
     values["manifest"] = f"{DIGEST}{values.get('manifest')}"
+    # Said, since to copy a default takes longer than to check a value.
+    values.setdefault("outcomes", {})
+    values.setdefault("noised", {})
     for name, names in (("estimate", ESTIMATE), ("golden", GOLDEN), ("shadow", SHADOW)):
         if values.get(name) is not None:
             values[name] = dict(zip(names, _array(values[name]), strict=False))

@@ -42,7 +42,7 @@ class Device:
         One that came and another that was there before and says so again: an agent that lost
         power and is back before its last will is told has only left its old name behind.
         """
-        return any(
+        return len(self.agents) > 1 and any(
             came < later < spoke and now - spoke < CLASH_S
             for _, came, spoke in self.agents
             for _, later, _ in self.agents
@@ -147,10 +147,12 @@ class Census:
     def hear_health(self, health: Health, now: float, *, anew: bool = False) -> None:
         """Take in a health report; the highest sequence is the latest, unless it began `anew`."""
         known = self.get(health.device)
-        self._touch(known, now, retained=False)
         last = known.health
-        if last is None or anew or last.seq < health.seq:
-            self._devices[known.id] = replace(self._devices[known.id], health=health)
+        latest = last is None or anew or last.seq < health.seq
+        # One copy: this is the most frequent message of all.
+        self._devices[known.id] = replace(
+            known, last_seen=now, present_at=now, health=health if latest else last
+        )
 
     def hear(self, id: str, now: float) -> None:
         """Note any other live message of a device."""

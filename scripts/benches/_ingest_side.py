@@ -1,4 +1,4 @@
-"""Who hears the telemetry in bench ingest, on one core: `floor`, which counts, or `controller`.
+"""Who hears telemetry in bench ingest, on one core: `floor`, `bare` (they count), `controller`.
 
 Run as `python -m scripts.benches._ingest_side ROLE URL DIRECTORY CORE`.
 """
@@ -16,6 +16,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from wire.topics import controller_filters
 
 PROGRESS = "bench/progress"
+QOS = {"floor": 1, "bare": 0}
+"""With which those that count are sent every message."""
+
 EVERY = 50
 """Messages after which the floor says how many it counted."""
 
@@ -26,15 +29,15 @@ def main() -> None:
     os.sched_setaffinity(0, {int(core)})
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
-    end = _floor(url) if role == "floor" else _controller(url, Path(directory))
+    end = _controller(url, Path(directory)) if role == "controller" else _floor(url, QOS[role])
     over.wait()
     end()
     cpu = os.times()
     print(cpu.user + cpu.system, flush=True)
 
 
-def _floor(url: str) -> "object":
-    """Subscribe as the controller does, and only count."""
+def _floor(url: str, qos: int) -> "object":
+    """Subscribe to what the controller does, and only count."""
     counted = 0
 
     def count(client: mqtt.Client, data: object, message: mqtt.MQTTMessage) -> None:
@@ -43,12 +46,12 @@ def _floor(url: str) -> "object":
         if counted % EVERY == 0:
             client.publish(PROGRESS, str(counted), 0)
 
-    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="floor")
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="counts")
     client.on_message = count
     client.on_subscribe = lambda *_: print("ready", flush=True)
     host, port = url.removeprefix("mqtt://").split(":")
     client.connect(host, int(port))
-    client.subscribe([(each, 0) for each in controller_filters() if "/t/" in each])
+    client.subscribe([(each, qos) for each in controller_filters() if "/t/" in each])
     client.loop_start()
     return client.disconnect
 

@@ -1,8 +1,12 @@
 """Windows a second into the controller's database on one core, against a callback that counts.
 
-The controller is a whole one: connection, checks, commit, acknowledgement, sums. The floor is a
-bare paho client in its place, with the same subscription, which only counts messages. Each runs
-alone on one core; broker and devices share the other. The devices send what real ones do, packed
+The controller is a whole one: connection, checks, commit, acknowledgement, sums. In its place the
+floor is a bare paho client that only counts messages, and that is sent them with QoS 1: like the
+controller it has every message at least once and acknowledges it, but it checks and keeps none.
+`ratio_to_floor` rests on that one. The controller itself is sent telemetry with QoS 0 and
+acknowledges it after its commit, so `bare` counts what comes with QoS 0 and acknowledges nothing:
+`ratio_to_bare` is printed beside. Each runs alone on one core; broker and devices share the other,
+and may be what limits those that only count. The devices send what real ones do, packed
 beforehand: a window of 6,000 requests and the health of its minute in one batch (`minute`), or 16
 such minutes that waited (`backlog`). A device never has more than its share of 2,000 windows on
 the way. The time is from the first message to the last acknowledgement, which the controller
@@ -26,7 +30,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from fleet.shell.telemetry import Telemetry
 from scripts.benches._common import Bar, CannotMeasureError, Result, main, note
-from scripts.benches._ingest_side import EVERY, PROGRESS
+from scripts.benches._ingest_side import EVERY, PROGRESS, QOS
 from scripts.benches._minutes import BOOT, Minutes
 from tests.brokers import Broker, start_mosquitto
 from tests.fleet.samples import sample_manifest
@@ -81,21 +85,32 @@ def measure(quick: bool) -> Result:
         for name, together in (("minute", 1), ("backlog", 16)):
             messages = list(_messages(windows, together))
             note(f"{name}: {len(messages[0].body) / together:.0f} bytes a window")
-            floors, ours = [], []
+            floors, bares, ours = [], [], []
             for _ in range(rounds):
                 floors.append(_run("floor", messages, together, first))
                 ours.append(_run("controller", messages, together, first))
-                note(f"{name}: floor {floors[-1].per_s:.0f}/s, controller {ours[-1].per_s:.0f}/s")
+                bares.append(_run("bare", messages, together, first))
+                note(
+                    f"{name}: controller {ours[-1].per_s:.0f}/s, floor {floors[-1].per_s:.0f}/s, "
+                    f"without acknowledgements {bares[-1].per_s:.0f}/s"
+                )
             prefix = "" if name == "minute" else f"{name}_"
             figures |= {
                 f"{prefix}ratio_to_floor": median(
                     our.per_s / floor.per_s for our, floor in zip(ours, floors, strict=True)
                 ),
+                f"{prefix}ratio_to_bare": median(
+                    our.per_s / bare.per_s for our, bare in zip(ours, bares, strict=True)
+                ),
                 f"{prefix}windows_per_s": median(run.per_s for run in ours),
                 f"{prefix}floor_per_s": median(run.per_s for run in floors),
+                f"{prefix}bare_per_s": median(run.per_s for run in bares),
+                f"{prefix}floor_cpu_us_per_window": median(run.cpu_us for run in floors),
+                f"{prefix}bare_cpu_us_per_window": median(run.cpu_us for run in bares),
                 f"{prefix}cpu_us_per_window": median(run.cpu_us for run in ours),
             }
             runs[name] = [run.per_s for run in ours]
+            runs[f"{name}_bare"] = [run.per_s for run in bares]
             runs[f"{name}_floor"] = [run.per_s for run in floors]
     finally:
         os.sched_setaffinity(0, {first, *rest})
@@ -141,7 +156,7 @@ def _run(role: str, messages: Sequence[Message], together: int, core: int) -> Ru
     with tempfile.TemporaryDirectory() as home:
         directory = Path(home)
         with start_mosquitto(directory) as broker, _side(role, broker, directory, core) as cpu_s:
-            taken_s = _send(broker, messages, together, role == "floor")
+            taken_s = _send(broker, messages, together, QOS.get(role))
         windows = len(messages) * together
         if role == "controller":
             _check(directory / "side", windows)
@@ -166,8 +181,11 @@ def _side(role: str, broker: Broker, directory: Path, core: int) -> Iterator[Cal
             process.kill()
 
 
-def _send(broker: Broker, messages: Sequence[Message], together: int, floor: bool) -> float:
-    """Publish everything, never too much at a time; return how long it took to be taken."""
+def _send(broker: Broker, messages: Sequence[Message], together: int, counts: int | None) -> float:
+    """Publish everything, never too much at a time; return how long it took to be taken.
+
+    `counts` is the QoS for whoever only counts.
+    """
     room = threading.Condition()
     taken = 0
     acked: dict[str, int] = {}
@@ -185,14 +203,15 @@ def _send(broker: Broker, messages: Sequence[Message], together: int, floor: boo
 
     client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="devices")
     client.on_message = heard
+    client.max_inflight_messages_set(ON_THE_WAY)
     client.connect("127.0.0.1", broker.port)
     client.subscribe([(PROGRESS, 0), (f"{ROOT}/d/+/+/ack", 0)])
     client.loop_start()
-    slack = EVERY * together if floor else 0
+    slack = EVERY * together if counts is not None else 0
     try:
         began = time.monotonic()
         for number, message in enumerate(messages):
-            client.publish(message.topic, message.body, 0)
+            client.publish(message.topic, message.body, counts or 0)
             if number % EVERY == EVERY - 1:
                 most = max(0, (number + 1) * together - ON_THE_WAY)
                 _until(room, lambda most=most: taken >= most)  # type: ignore[misc]
