@@ -25,6 +25,8 @@ COMMANDS = {
     "top": ("fleet.cli.top:top", "The whole fleet at a glance, live."),
     "monitoring": ("fleet.cli.monitoring:monitoring", "Files for Prometheus and Grafana: write."),
     "events": ("fleet.cli.events:events", "What happened lately."),
+    "backup": ("fleet.cli.backup:backup", "The controller's data in one file: write, verify."),
+    "restore": ("fleet.cli.backup:restore", "A data directory from such a file."),
     "serve": ("fleet.cli.serve:serve", "Run the controller."),
     "demo": ("fleet.cli.demo:demo", "The whole loop on this machine, from push to accuracy."),
 }
