@@ -475,12 +475,14 @@ class Controller:
         """Return the text of an `agent.toml` with which a device joins this fleet."""
         return agent_toml(id, self._broker_url, *self._device_login, self.public_key)
 
-    def events(self, limit: int) -> list[EventView]:
-        """Return what happened lately, the newest first."""
+    def events(
+        self, limit: int, kind: str = "", about: str = "", since: float = 0.0, after: int = 0
+    ) -> list[EventView]:
+        """Return what happened lately, the newest first; those `after` an id the oldest first."""
 
         def look() -> list[EventView]:
             self._save_events()
-            return self._store.events(max(0, min(limit, 1000)))
+            return self._store.events(max(0, min(limit, 1000)), kind, about, since, after)
 
         return self._ask(look)
 

@@ -10,6 +10,7 @@ import click
 
 from fleet.cli import views
 from fleet.cli.group import Group
+from fleet.cli.patience import patiently
 from fleet.cli.render import answer, console
 from fleet.cli.session import (
     DONE,
@@ -31,13 +32,11 @@ if TYPE_CHECKING:
 _POLL_S = 0.5
 _POLL_REST = 20
 """And so many times as long as the last answer took: of 10,000 devices it takes a while."""
-_PATIENCE_S = 30.0
-"""How long a watch bears a controller that is being restarted."""
 
 
 @click.group(cls=Group)
 def rollout() -> None:
-    """Rollouts: plan, start, status, list, pause, resume, approve, abort, rollback."""
+    """Rollouts: plan, start, status, watch, list, pause, resume, approve, abort, rollback."""
 
 
 @rollout.command()
@@ -199,27 +198,61 @@ def status(session: Session, id: str | None, watch: bool, timeout: int | None) -
     if timeout and not watch:
         raise click.UsageError("--timeout goes with --watch")
     with session.client() as client:
-        if id is None:
-            newest = client.rollouts()[:1]
-            if not newest:
-                answer(session, [], ["no rollouts"])
-                session.say("next: fleet rollout start NAME@VERSION")
-                return DONE
-            id = newest[0].id
-        view = client.rollout(id)
+        view = _named(session, client, id)
+        if view is None:
+            return DONE
         if watch:
             return _watched(session, client, view, timeout)
     answer(session, view, views.rollout_status(view))
     return DONE
 
 
-@rollout.command("list")
+@rollout.command()
+@click.argument("id", required=False)
+@click.option("--timeout", type=duration, help="Stop watching after this long; exit 3.")
 @common
 @click.pass_obj
-def list_rollouts(session: Session) -> None:
-    """List all rollouts, the newest first."""
+def watch(session: Session, id: str | None, timeout: int | None) -> int:
+    """Stay with a rollout until it is over, the latest one without ID.
+
+    Exit code 0: completed; 1: aborted or superseded; 3: still going at --timeout.
+    """
     with session.client() as client:
-        rollouts = client.rollouts()
+        view = _named(session, client, id)
+        return DONE if view is None else _watched(session, client, view, timeout)
+
+
+def _named(session: Session, client: "ControllerClient", id: str | None) -> RolloutView | None:
+    """Return a rollout, the latest one without an id; None, and said so, when there is none."""
+    if id is None:
+        newest = client.rollouts()[:1]
+        if not newest:
+            answer(session, [], ["no rollouts"])
+            session.say("next: fleet rollout start NAME@VERSION")
+            return None
+        id = newest[0].id
+    return client.rollout(id)
+
+
+@rollout.command("list")
+@click.option("--model", help="Of this model alone.")
+@click.option("--status", type=click.Choice([str(each) for each in RolloutStatus]))
+@click.option("--active", is_flag=True, help="That are not over.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@common
+@click.pass_obj
+def list_rollouts(
+    session: Session, *, model: str | None, status: str | None, active: bool, limit: int | None
+) -> None:
+    """List rollouts, the newest first."""
+    with session.client() as client:
+        rollouts = [
+            each
+            for each in client.rollouts()
+            if model in (None, each.release.partition("@")[0])
+            and status in (None, each.status)
+            and not (active and each.status.final)
+        ][:limit]
     answer(session, rollouts, views.rollout_list(rollouts, time.time()))
 
 
@@ -315,11 +348,11 @@ def _watched(
     deadline = None if timeout is None else time.monotonic() + timeout
     with _screen(session) as screen:
         screen.show(view)
-        took_s = 0.0
+        took_s, id = 0.0, view.id
         while not view.status.final and (deadline is None or time.monotonic() < deadline):
             time.sleep(max(_POLL_S, _POLL_REST * took_s))
             asked = time.monotonic()
-            view = _patiently(session, client, view.id)
+            view = patiently(session, lambda: client.rollout(id))
             took_s = time.monotonic() - asked
             screen.show(view)
     answer(session, view, views.rollout_status(view))
@@ -327,21 +360,6 @@ def _watched(
         return DONE
     session.say(f"next: fleet rollout status {view.id}")
     return FAILED if view.status.final else STILL_GOING
-
-
-def _patiently(session: Session, client: "ControllerClient", id: str) -> RolloutView:
-    """Return the rollout, bearing a controller that is away for a moment."""
-    from fleet.shell.client import UnreachableError
-
-    patience = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return client.rollout(id)
-        except UnreachableError as error:
-            if time.monotonic() > patience:
-                raise
-            session.say(f"{error}; trying again")
-            time.sleep(2.0)
 
 
 class _Screen(Protocol):
@@ -379,17 +397,20 @@ def _screen(session: Session) -> Iterator[_Screen]:
     from rich.console import Group as Stack
     from rich.live import Live
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
 
     with Live(console=screen, transient=True, auto_refresh=False) as live:
 
         class Board:
             def show(self, view: RolloutView) -> None:
-                done, total = views.rollout_progress(view)
-                bars = [ProgressBar(total, done, width=40)]
+                bars = Table.grid(padding=(0, 1))
+                for name, done, total in views.wave_progress(view):
+                    share = f"{done} of {total}"
+                    bars.add_row(name, ProgressBar(max(total, 1), done, width=40), share)
                 came, coming = views.bytes_progress(view)
                 if coming:
-                    bars.append(ProgressBar(coming, came, width=40))
+                    bars.add_row("fetched", ProgressBar(coming, came, width=40))
                 text = screen.render_str("\n".join(views.rollout_status(view)))
-                live.update(Stack(*bars, text), refresh=True)
+                live.update(Stack(bars, text), refresh=True)
 
         yield Board()

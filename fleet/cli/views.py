@@ -1,5 +1,6 @@
 """Views to lines of text. Pure: the same values, the same `now`, the same screen."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from fleet.cli import gauges
@@ -465,13 +466,16 @@ def rollout_line(rollout: RolloutView) -> str:
     return f"{rollout.release} {_stand(rollout)}: {_counts(counts, ', ')}"
 
 
-def rollout_progress(rollout: RolloutView) -> tuple[int, int]:
-    """Return how many of its devices are through, and how many there are."""
-    total = done = 0
-    for wave in rollout.waves:
-        total += wave.devices
-        done += sum(wave.counts.get(phase, 0) for phase in Phase if phase.final)
-    return done, total
+def wave_progress(rollout: RolloutView) -> list[tuple[str, int, int]]:
+    """Return the name of each wave, how many of its devices are through, and of how many."""
+    return [
+        (
+            f"wave {wave.number}",
+            sum(wave.counts.get(phase, 0) for phase in Phase if phase.final),
+            wave.devices,
+        )
+        for wave in rollout.waves
+    ]
 
 
 def bytes_progress(rollout: RolloutView) -> tuple[int, int]:
@@ -560,6 +564,12 @@ def _amounts(done: int, total: int, speed: int) -> str:
     if not speed:
         return words
     return f"{words}, {size(speed)}/s, {lasting(-(-(total - done) // speed))} left"
+
+
+def event_line(event: EventView) -> str:
+    """Return a line of `fleet events --follow`."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
+    return f"{at}  {event.kind}  {event.subject or NOTHING}  {event.text}"
 
 
 def event_list(events: Sequence[EventView], now: float) -> Lines:

@@ -248,5 +248,7 @@ class ControllerPort(Protocol):
             Refusal: 422, not a device id.
         """
 
-    def events(self, limit: int) -> list[EventView]:
-        """Return what happened lately, the newest first."""
+    def events(
+        self, limit: int, kind: str = "", about: str = "", since: float = 0.0, after: int = 0
+    ) -> list[EventView]:
+        """Return what happened lately, the newest first; those `after` an id the oldest first."""

@@ -331,6 +331,8 @@ class CommandView(View):
 class EventView(View):
     """Something worth telling: when, what kind, about which device or rollout, in words."""
 
+    id: int = 0
+    """Grows from one to the next; 0: not stored yet."""
     at: float
     kind: str
     subject: str

@@ -65,6 +65,15 @@ class AbortRequest(View):
     reason: str = Field(default="called off by an operator", max_length=500)
 
 
+class EventQuery(View):
+    """What `GET /v1/events` takes beside `limit`."""
+
+    kind: str = ""
+    about: str = ""
+    since: float = Field(default=0.0, ge=0)
+    after: int = Field(default=0, ge=0)
+
+
 class RollbackRequest(View):
     """What `POST /v1/rollouts/{id}/rollback` takes."""
 
@@ -370,7 +379,12 @@ class _Handlers:
         text = request.query_params.get("limit", "50")
         if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_EVENTS:
             raise Refusal(422, f"limit: expected 1 to {MAX_EVENTS}, got {text[:40]!r}")
-        return _json_list(self._port.events(int(text)))
+        query = EventQuery.model_validate(
+            {name: value for name, value in request.query_params.items() if name != "limit"}
+        )
+        return _json_list(
+            self._port.events(int(text), query.kind, query.about, query.since, query.after)
+        )
 
 
 class _Guard:

@@ -300,9 +300,13 @@ class ControllerClient:
         path = f"/v1/releases/{_level(ref.model)}/{ref.version}/quarantine"
         return self._read(self._send("DELETE", path), ReleaseView)
 
-    def events(self, limit: int) -> list[EventView]:
-        """Return what happened lately, the newest first."""
-        return self._get("/v1/events", list[EventView], params={"limit": str(limit)})
+    def events(
+        self, limit: int, kind: str = "", about: str = "", since: float = 0.0, after: int = 0
+    ) -> list[EventView]:
+        """Return what happened lately, the newest first; those `after` an id the oldest first."""
+        asked = {"limit": limit, "kind": kind, "about": about, "since": since, "after": after}
+        params = {name: str(value) for name, value in asked.items() if value}
+        return self._get("/v1/events", list[EventView], params=params)
 
     def _get(self, path: str, kind: type[T], params: dict[str, str] | None = None) -> T:
         return self._read(self._send("GET", path, params=params), kind)

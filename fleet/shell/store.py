@@ -219,12 +219,23 @@ class Store:
         with self._engine.connect() as connection:
             return [DesiredRow(*row) for row in connection.execute(sa.select(_desired))]
 
-    def events(self, limit: int) -> list[EventView]:
-        """Return the latest events, the newest first."""
-        query = sa.select(_events).order_by(_events.c.id.desc()).limit(limit)
+    def events(
+        self, limit: int, kind: str = "", about: str = "", since: float = 0.0, after: int = 0
+    ) -> list[EventView]:
+        """Return the latest events, the newest first; those `after` an id the oldest first."""
+        order = _events.c.id.asc() if after else _events.c.id.desc()
+        query = sa.select(_events).order_by(order).limit(limit)
+        if kind:
+            query = query.where(_events.c.kind == kind)
+        if about:
+            query = query.where(_events.c.subject == about)
+        if since:
+            query = query.where(_events.c.at >= since)
+        if after:
+            query = query.where(_events.c.id > after)
         with self._engine.connect() as connection:
             return [
-                EventView(at=row.at, kind=row.kind, subject=row.subject, text=row.text)
+                EventView(id=row.id, at=row.at, kind=row.kind, subject=row.subject, text=row.text)
                 for row in connection.execute(query)
             ]
 
@@ -423,4 +434,6 @@ def _save_alert_values(
 
 def _add_events(connection: sa.Connection, events: Sequence[EventView]) -> None:
     if events:
-        connection.execute(sa.insert(_events), [event.model_dump() for event in events])
+        connection.execute(
+            sa.insert(_events), [event.model_dump(exclude={"id"}) for event in events]
+        )

@@ -331,8 +331,18 @@ class MemoryController(ControllerPort):
             raise Refusal(422, f"device: {error}") from error
         return f'device = "{id}"\n\n[broker]\nurl = "mqtt://127.0.0.1:1883"\n'
 
-    def events(self, limit: int) -> list[EventView]:
-        return self.happened[:limit]
+    def events(
+        self, limit: int, kind: str = "", about: str = "", since: float = 0.0, after: int = 0
+    ) -> list[EventView]:
+        chosen = [
+            each
+            for each in self.happened
+            if kind in ("", each.kind)
+            and about in ("", each.subject)
+            and each.at >= since
+            and (not after or each.id > after)
+        ]
+        return chosen[::-1][:limit] if after else chosen[:limit]
 
     def _further(self, view: RolloutView) -> RolloutView:
         if view.status.final:

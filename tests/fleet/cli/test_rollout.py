@@ -324,3 +324,49 @@ def test_status_shows_what_was_decided_and_how_the_gates_stand(
     assert "  decided  approved: wave 1 of 1: approved seen\n" in result.stdout
     assert "  gate     accuracy: E = 3\n" in result.stdout
     assert "none" not in result.stdout
+
+
+def test_a_list_is_chosen_by_model_and_standing(run: Fleet) -> None:
+    run("rollout", "start", "digits@1")
+    run("rollout", "abort", "r-1")
+    run("rollout", "start", "digits@2")
+
+    def ids(*options: str) -> list[str]:
+        return [
+            each["id"] for each in json.loads(run("rollout", "list", *options, "--json").stdout)
+        ]
+
+    assert ids() == ["r-2", "r-1"]
+    assert ids("--active") == ["r-2"]
+    assert ids("--status", "aborted") == ["r-1"]
+    assert ids("--model", "other") == []
+    assert ids("--model", "digits", "--limit", "1") == ["r-2"]
+
+
+def test_a_watch_ends_with_the_verdict(run: Fleet) -> None:
+    run("rollout", "start", "digits@2")
+
+    good = run("rollout", "watch")
+    run("rollout", "start", "digits@1")
+    run("rollout", "abort", "r-2")
+    bad = run("rollout", "watch", "r-2")
+
+    assert (good.exit_code, bad.exit_code) == (0, 1)
+    assert "completed" in good.stdout and "aborted" in bad.stdout
+
+
+def test_without_rollouts_there_is_nothing_to_watch(run: Fleet) -> None:
+    result = run("rollout", "watch")
+
+    assert (result.exit_code, result.stdout) == (0, "no rollouts\n")
+
+
+def test_a_completed_rollout_is_taken_back(run: Fleet, controller: MemoryController) -> None:
+    run("rollout", "start", "digits@2")
+    run("rollout", "watch")
+
+    result = run("rollout", "rollback", "r-1", "--reason", "wrong at night")
+
+    assert result.exit_code == 0
+    assert "rolling back: wrong at night" in result.stdout
+    assert "fleet model quarantine digits@2" in result.stderr
