@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from fleet.core import present, report_asked
 from fleet.core.alert_port import AlertsPort
 from fleet.core.books import MAX_FILES, Books, Release
-from fleet.core.cohort import parse_target, select
+from fleet.core.cohort import select
 from fleet.core.courier import Courier
 from fleet.core.enrolment import agent_toml
 from fleet.core.errors import FleetError
@@ -60,6 +60,7 @@ from fleet.core.sample_views import (
 from fleet.core.scores import Totals
 from fleet.core.sender import Chunk, Sender
 from fleet.core.suppression import MIN_DEVICES
+from fleet.core.target import parse_target
 from fleet.core.views import (
     CommandView,
     DeviceEventView,

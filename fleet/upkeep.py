@@ -194,7 +194,8 @@ class Upkeep:
         if before is None:
             return "refused", f"there is no release before {about.release} to go back to"
         narrower = f"device={about.device}" if about.device else about.label
-        to = " and ".join(each for each in (last.to, narrower) if each not in ("", "all"))
+        parts = [each for each in (last.to, narrower) if each not in ("", "all")]
+        to = " and ".join(f"({each})" for each in parts) if len(parts) > 1 else "".join(parts)
         # It served there before: nothing is to be proven.
         request = RolloutRequest(
             release=before, to=to or "all", probation=Probation(labelled_pairs=0)

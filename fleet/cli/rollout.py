@@ -41,7 +41,9 @@ def rollout() -> None:
 
 @rollout.command()
 @click.argument("release", metavar="NAME@VERSION")
-@click.option("--to", default="all", show_default=True, help="`all`, or `site=berlin and arch=x`.")
+@click.option(
+    "--to", default="all", show_default=True, help="`all`, or `site=berlin and not frozen`."
+)
 @click.option(
     "--waves",
     default="100%",
@@ -122,7 +124,11 @@ def start(
     watch: bool,
     timeout: int | None,
 ) -> int:
-    """Bring a release to devices, wave by wave."""
+    """Bring a release to devices, wave by wave.
+
+    --to takes labels, `arch` and `device`: KEY=VALUE, KEY!=VALUE, KEY in (A, B), KEY alone for a
+    label that is not `false`, joined by `and`, `or`, `not` and parentheses.
+    """
     if no_probation and probation_pairs:
         raise click.UsageError("--no-probation and --probation-pairs exclude each other")
     if timeout and not watch:
@@ -158,7 +164,9 @@ def start(
 
 @rollout.command()
 @click.argument("release", metavar="NAME@VERSION")
-@click.option("--to", default="all", show_default=True, help="`all`, or `site=berlin and arch=x`.")
+@click.option(
+    "--to", default="all", show_default=True, help="`all`, or `site=berlin and not frozen`."
+)
 @click.option("--waves", default="100%", show_default=True, help="As for `start`.")
 @click.option(
     "--judge-by", type=click.Choice(["tests", "threshold"]), default="tests", show_default=True

@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from fleet.core.cohort import parse_target
 from fleet.core.errors import FleetError
+from fleet.core.target import parse_target
 from fleet.core.views import Refusal
 from wire.command import VERBS
 from wire.ids import ModelName, check_id
@@ -254,7 +254,7 @@ class RateRule(_ModelRule):
 def _one_label(rule: "LatencyRule | DriftRule") -> None:
     """Refuse a target that sums by one label cannot tell apart."""
     terms = parse_target(rule.to).terms
-    if len(terms) > 1 or any(key in ("device", "arch") for key, _ in terms):
+    if terms is None or len(terms) > 1 or any(key in ("device", "arch") for key, _ in terms):
         raise ValueError(f'expected to = "all" or one LABEL=VALUE, got {rule.to!r}')
     if terms and rule.per not in ("release", "model"):
         raise ValueError("expected either a label in per, or one in to")

@@ -27,7 +27,6 @@ from fleet.core.alert_policy import (
 )
 from fleet.core.alerts import Facts, Grade, Reading, Subject, key_of
 from fleet.core.census import Device
-from fleet.core.cohort import parse_target
 from fleet.core.query import DeviceCounts, Query, Slice, Step
 from fleet.core.scores import Totals
 from fleet.core.statistics.bound import Below, alpha_of_look, below_on_device, below_on_fleet
@@ -42,6 +41,7 @@ from fleet.core.statistics.drift import (
 )
 from fleet.core.statistics.hysteresis import Hysteresis, Latch
 from fleet.core.statistics.quantiles import quantile
+from fleet.core.target import parse_target
 from wire.manifest import Manifest
 from wire.telemetry import MILLION, Health
 
@@ -411,7 +411,7 @@ class _Looker:
     def _totals(
         self, rule: LatencyRule | DriftRule, model: str, since: int, until: int, step: Step | None
     ) -> list[Slice]:
-        terms = parse_target(rule.to).terms
+        terms = parse_target(rule.to).terms or ()  # the policy refuses all but one label
         by = terms[0][0] if terms else None
         if rule.per not in ("release", "model"):
             by = rule.per

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fleet.core.alert_policy import DeviceRule, DriftRule, Policy, Rule
-from fleet.core.cohort import parse_target
+from fleet.core.target import parse_target
 
 AlertState = Literal["pending", "firing", "resolved"]
 Grade = Literal["bad", "good", "between", "gone"]

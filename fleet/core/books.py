@@ -9,16 +9,15 @@ from fleet.core import present
 from fleet.core.census import Census
 from fleet.core.cohort import (
     LIST_DEVICES,
-    Target,
     cut,
     nearest,
     order,
-    parse_target,
     parse_waves,
     select,
 )
 from fleet.core.rollout import Assign, Assignment, Rollout, fallback_for
 from fleet.core.scores import Totals
+from fleet.core.target import Target, parse_target
 from fleet.core.views import (
     DeviceView,
     MannersRule,

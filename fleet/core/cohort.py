@@ -4,51 +4,18 @@ import hashlib
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 
+from fleet.core.target import OneOf, Target
 from fleet.core.views import Refusal
 
 LIST_DEVICES = "fleet device list"
-_TERM = re.compile(r"\s*([^\s=]+)\s*=\s*([^\s=]+)\s*")
 _SHARE = re.compile(r"([0-9]{1,9})(%?)")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A conjunction of `key=value` terms; none at all means every device."""
-
-    terms: tuple[tuple[str, str], ...]
-
-    def matches(self, facts: Mapping[str, str]) -> bool:
-        """Return whether a device with these facts (labels, `arch`, `device`) is meant."""
-        return all(facts.get(key) == value for key, value in self.terms)
 
 
 def facts_of(device: str, architecture: str, labels: Mapping[str, str]) -> dict[str, str]:
     """Return what targets can ask about a device; `arch` and `device` cannot be relabelled."""
     return {**labels, "arch": architecture, "device": device}
-
-
-def parse_target(text: str) -> Target:
-    """Read `all`, or terms such as `site=berlin and arch=aarch64`.
-
-    Raises:
-        Refusal: 422, written otherwise.
-    """
-    if text.strip() == "all":
-        return Target(())
-    terms = []
-    for part in re.split(r"\s+and\s+", text.strip()):
-        match = _TERM.fullmatch(part)
-        if match is None:
-            raise Refusal(
-                422,
-                f"--to: expected `all` or KEY=VALUE joined by `and`, got {part[:60]!r}",
-                "for example: --to 'site=berlin and arch=aarch64', or --to device=cam-1",
-            )
-        terms.append((match[1], match[2]))
-    return Target(tuple(terms))
 
 
 def select(target: Target, fleet: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -60,19 +27,20 @@ def select(target: Target, fleet: Mapping[str, Mapping[str, str]]) -> list[str]:
     if not fleet:
         raise Refusal(404, "no device ever spoke to this controller", LIST_DEVICES)
     known = {"arch", "device"} | {key for facts in fleet.values() for key in facts}
-    for key, value in target.terms:
-        if key not in known:
+    for asked in target.wanted:
+        if asked.key not in known:
             raise Refusal(
                 422,
-                f"--to: no device has a label {key!r}{nearest(key, known)}",
+                f"--to: no device has a label {asked.key!r}{nearest(asked.key, known)}",
                 LIST_DEVICES,
             )
-        if key == "device" and value not in fleet:
-            raise Refusal(404, f"no device {value!r}{nearest(value, fleet)}", LIST_DEVICES)
+        if asked.key == "device" and isinstance(asked, OneOf):
+            for value in asked.values:
+                if value not in fleet:
+                    raise Refusal(404, f"no device {value!r}{nearest(value, fleet)}", LIST_DEVICES)
     chosen = [device for device, facts in fleet.items() if target.matches(facts)]
     if not chosen:
-        wanted = " and ".join(f"{key}={value}" for key, value in target.terms)
-        raise Refusal(422, f"--to: none of {len(fleet)} devices has {wanted}", LIST_DEVICES)
+        raise Refusal(422, f"--to: none of {len(fleet)} devices has {target.text}", LIST_DEVICES)
     return chosen
 
 

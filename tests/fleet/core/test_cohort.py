@@ -4,13 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.core.cohort import cut, facts_of, order, parse_target, parse_waves, select
+from fleet.core.cohort import cut, facts_of, order, parse_waves, select
+from fleet.core.target import parse_target
 from fleet.core.views import Refusal
 
 FLEET = {
     "cam-1": facts_of("cam-1", "aarch64", {"site": "berlin"}),
-    "cam-2": facts_of("cam-2", "x86_64", {"site": "berlin"}),
-    "door-1": facts_of("door-1", "aarch64", {"site": "paris", "arch": "fake"}),
+    "cam-2": facts_of("cam-2", "x86_64", {"site": "berlin", "frozen": "yes"}),
+    "door-1": facts_of(
+        "door-1",
+        "aarch64",
+        {"site": "paris", "arch": "fake", "frozen": "false", "room": "server room"},
+    ),
 }
 
 
@@ -22,6 +27,18 @@ FLEET = {
         ("site=berlin and arch=aarch64", ["cam-1"]),
         ("arch=aarch64", ["cam-1", "door-1"]),
         (" device = door-1 ", ["door-1"]),
+        ("site=berlin or arch=aarch64", ["cam-1", "cam-2", "door-1"]),
+        ("site=berlin and not arch=aarch64", ["cam-2"]),
+        ("not (site=berlin and arch=aarch64)", ["cam-2", "door-1"]),
+        ("site != berlin", ["door-1"]),
+        ("device in (cam-1, door-1)", ["cam-1", "door-1"]),
+        ("device not in (cam-1, door-1)", ["cam-2"]),
+        ("frozen", ["cam-2"]),
+        ("site=berlin and not frozen", ["cam-1"]),
+        ("arch=aarch64 and not unheard-of", ["cam-1", "door-1"]),
+        ('room="server room"', ["door-1"]),
+        ("site=paris or site=berlin and frozen", ["cam-2", "door-1"]),
+        ("(site=paris or site=berlin) and frozen", ["cam-2"]),
     ],
 )
 def test_targets_choose_by_labels_architecture_and_id(text: str, chosen: list[str]) -> None:
@@ -44,10 +61,67 @@ def test_a_target_that_means_nobody_is_refused(text: str, status: int, error: st
     assert refused.value.next_step == "fleet device list"
 
 
-@pytest.mark.parametrize("text", ["", "berlin", "site=", "=berlin", "site=a or site=b", "a=b and"])
-def test_a_target_written_otherwise_is_refused(text: str) -> None:
-    with pytest.raises(Refusal, match="expected `all` or KEY=VALUE joined by `and`"):
+@pytest.mark.parametrize(
+    ("text", "at", "expected"),
+    [
+        ("", 1, "`all`, a label such as site=berlin, `not` or `(`"),
+        ("site=", 6, "a value"),
+        ("=berlin", 1, "`all`, a label such as site=berlin, `not` or `(`"),
+        ("a=b and", 8, "`all`, a label such as site=berlin, `not` or `(`"),
+        ("a=b c=d", 5, "`and`, `or` or the end"),
+        ("(a=b or c=d", 12, "`)`"),
+        ("a in b", 6, "`(`"),
+        ("a in (b", 8, "`,` or `)`"),
+        ("a not b", 7, "`in`"),
+        ("a=b!", 4, "a label, a value or a sign"),
+        ("not " * 30 + "a", 85, "at most 20 levels"),
+        ("(" * 1_000, 22, "at most 20 levels"),
+    ],
+)
+def test_a_target_written_otherwise_is_refused_with_the_place(
+    text: str, at: int, expected: str
+) -> None:
+    with pytest.raises(Refusal) as refused:
         parse_target(text)
+
+    assert refused.value.error.startswith(f"--to: character {at}: expected {expected}, got ")
+
+
+def test_a_target_of_endless_length_is_refused() -> None:
+    with pytest.raises(Refusal, match="at most 2000 characters, got 3000"):
+        parse_target("a" * 3000)
+
+
+WORDS = st.sampled_from(
+    ["site", "arch", "=", "!=", "in", "not", "and", "or", "(", ")", ",", '"', "x"]
+)
+
+
+@given(st.lists(WORDS, max_size=12))
+def test_whatever_is_written_is_a_target_or_refused(words: list[str]) -> None:
+    try:
+        target = parse_target(" ".join(words))
+    except Refusal as refusal:
+        assert refusal.status == 422
+    else:
+        assert target.matches({}) in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("all", ()),
+        ("site=berlin", (("site", "berlin"),)),
+        ("site=berlin and arch=x", (("site", "berlin"), ("arch", "x"))),
+        ("site=berlin or arch=x", None),
+        ("not site=berlin", None),
+        ("frozen", None),
+    ],
+)
+def test_simple_targets_are_told_as_terms(
+    text: str, terms: tuple[tuple[str, str], ...] | None
+) -> None:
+    assert parse_target(text).terms == terms
 
 
 @pytest.mark.parametrize(
