@@ -45,6 +45,7 @@ from fleet.core.rollout import (
     news,
     notable,
     pause,
+    promote,
     resume,
     roll_back,
     step,
@@ -432,6 +433,10 @@ class Controller:
     def approve_rollout(self, id: str, reason: str) -> RolloutView:
         """Let the open wave pass although no test decided."""
         return self._ask(lambda: self._approve_rollout(id, reason))
+
+    def promote_rollout(self, id: str, reason: str) -> RolloutView:
+        """Open all waves of a rollout at once."""
+        return self._ask(lambda: self._promote_rollout(id, reason))
 
     def send_command(self, device: str, verb: str) -> CommandView:
         """Send a one-shot request to a device."""
@@ -1009,6 +1014,16 @@ class Controller:
             show = f"fleet rollout status {id}"
             raise Refusal(409, f"{id}: wave {rollout.open} is approved already", show)
         return self._turn_to(id, lambda it: approve(it, f"by the operator: {reason}", now), now)
+
+    def _promote_rollout(self, id: str, reason: str) -> RolloutView:
+        now = time.time()
+        rollout = self._books.find_rollout(id)
+        if rollout.status == "running" and rollout.open >= len(rollout.waves):
+            show = f"fleet rollout status {id}"
+            raise Refusal(409, f"{id}: all its waves are open already", show)
+        if rollout.status == "paused":
+            raise Refusal(409, f"{id} is paused", f"fleet rollout resume {id}, and then this again")
+        return self._turn_to(id, lambda it: promote(it, f"by the operator: {reason}", now), now)
 
     def _turn_to(self, id: str, change: Callable[[Rollout], Rollout], now: float) -> RolloutView:
         """Do what the operator wants with a rollout, or refuse where it makes no sense (409)."""

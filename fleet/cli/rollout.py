@@ -23,8 +23,9 @@ from fleet.cli.session import (
     for_some,
     time_window,
 )
+from fleet.core.errors import FleetError
 from fleet.core.views import MannersRule, RolloutRequest, RolloutStatus, RolloutView
-from wire.twin import Probation
+from wire.twin import Phase, Probation
 
 if TYPE_CHECKING:
     from fleet.shell.client import ControllerClient
@@ -36,7 +37,7 @@ _POLL_REST = 20
 
 @click.group(cls=Group)
 def rollout() -> None:
-    """Rollouts: plan, start, status, watch, list, pause, resume, approve, abort, rollback."""
+    """Rollouts: plan, start, status, watch, list, pause, approve, abort, rollback and more."""
 
 
 @rollout.command()
@@ -313,6 +314,61 @@ def abort(session: Session, id: str, reason: str) -> None:
         view = client.abort_rollout(id, reason)
     answer(session, view, views.rollout_status(view))
     session.say(f"next: fleet rollout status {view.id} --watch")
+
+
+@rollout.command()
+@click.argument("id")
+@click.option("--reason", default="promoted by an operator", show_default=True)
+@common
+@click.pass_obj
+def promote(session: Session, id: str, reason: str) -> None:
+    """Open all waves at once; the gates may still call it off."""
+    with session.client() as client:
+        view = client.promote_rollout(id, reason)
+    answer(session, view, views.rollout_status(view))
+    session.say(f"next: fleet rollout watch {view.id}")
+
+
+@rollout.command()
+@click.argument("id")
+@click.option("--watch", is_flag=True, help="Stay until it is over.")
+@click.option("--timeout", type=duration, help="Stop watching after this long; exit 3.")
+@common
+@click.pass_obj
+def retry(session: Session, *, id: str, watch: bool, timeout: int | None) -> int:
+    """Bring a release once more to the devices that did not commit it: a new rollout, one wave.
+
+    The one before must be over. Probation and manners are the same.
+    """
+    if timeout and not watch:
+        raise click.UsageError("--timeout goes with --watch")
+    with session.client() as client:
+        old = client.rollout(id)
+        if not old.status.final:
+            raise FleetError(f"{id} is {old.status}", f"fleet rollout watch {id}")
+        opened = {wave.number for wave in old.waves if wave.open}
+        failed = [
+            each.id
+            for each in old.devices
+            if each.wave in opened and each.phase is not Phase.COMMITTED
+        ]
+        if not failed:
+            raise FleetError(f"{id}: every device that was told committed", "fleet rollout list")
+        request = RolloutRequest(
+            release=old.release,
+            to=f"device in ({', '.join(failed)})",
+            probation=old.probation,
+            bytes_per_s=old.bytes_per_s,
+            windows=old.windows,
+            spread_s=old.spread_s,
+            approve_small_waves=True,
+        )
+        view = client.start_rollout(request)
+        if watch:
+            return _watched(session, client, view, timeout)
+    answer(session, view, [view.id, *views.rollout_status(view)])
+    session.say(f"next: fleet rollout watch {view.id}")
+    return DONE
 
 
 @rollout.command()

@@ -183,6 +183,13 @@ class ControllerPort(Protocol):
             Refusal: 404; 409, it is over already.
         """
 
+    def promote_rollout(self, id: str, reason: str) -> RolloutView:
+        """Open all waves of a rollout at once; what calls it off still may.
+
+        Raises:
+            Refusal: 404; 409, it is paused or over, or all its waves are open already.
+        """
+
     def roll_back_rollout(self, id: str, reason: str) -> RolloutView:
         """Take the devices of a rollout back, even when it is completed or superseded.
 

@@ -157,6 +157,8 @@ class Rollout:
     """Devices that the open wave took in from later ones."""
     approved: int = 0
     """The last wave that the operator let pass, whatever the tests say."""
+    hurried: bool = False
+    """No wave waits for the one before."""
 
     @property
     def release(self) -> str:
@@ -292,6 +294,16 @@ def approve(rollout: Rollout, reason: str, now: float) -> Rollout:
     return _ruled(after, Verdict("operator", "approved", now, words, wave=rollout.open))
 
 
+def promote(rollout: Rollout, reason: str, now: float) -> Rollout:
+    """Let no wave wait any more: the next `step` opens all. What calls it off still may."""
+    waves = len(rollout.waves)
+    if rollout.status is not RolloutStatus.RUNNING or rollout.open >= waves:
+        return rollout
+    after = replace(rollout, hurried=True, promoted=True, approved=waves)
+    words = f"promoted to all {waves} waves {reason}"
+    return _ruled(after, Verdict("operator", "promote", now, words, wave=rollout.open))
+
+
 def supersede(
     rollout: Rollout, census: Census, by: str, now: float
 ) -> tuple[Rollout, list[Assign]]:
@@ -405,6 +417,8 @@ def _advance(rollout: Rollout, census: Census, now: float) -> Rollout:
     rollout = _check(rollout, now)
     if rollout.status is not RolloutStatus.RUNNING:
         return rollout
+    while rollout.hurried and rollout.open < len(rollout.waves):
+        rollout = _tell(replace(rollout, enlarged=0), rollout.waves[rollout.open], now)
     while (held := _held(rollout, census, now)) is None:
         rollout, why = _pass(rollout, now)
         if why is not None:

@@ -18,7 +18,7 @@ from functools import lru_cache
 from fleet.core.views import Refusal
 
 EXAMPLE = "for example: --to 'site=berlin and not frozen', or --to device=cam-1"
-MAX_LENGTH = 2000
+MAX_LENGTH = 20_000
 MAX_DEPTH = 20
 """Of parentheses and `not`s within each other."""
 

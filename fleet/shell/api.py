@@ -74,6 +74,12 @@ class EventQuery(View):
     after: int = Field(default=0, ge=0)
 
 
+class PromoteRequest(View):
+    """What `POST /v1/rollouts/{id}/promote` takes."""
+
+    reason: str = Field(default="promoted by an operator", max_length=500)
+
+
 class RollbackRequest(View):
     """What `POST /v1/rollouts/{id}/rollback` takes."""
 
@@ -159,6 +165,7 @@ class _Handlers:
             Route(f"{rollout}/resume", self.resume_rollout, methods=["POST"]),
             Route(f"{rollout}/approve", self.approve_rollout, methods=["POST"]),
             Route(f"{rollout}/abort", self.abort_rollout, methods=["POST"]),
+            Route(f"{rollout}/promote", self.promote_rollout, methods=["POST"]),
             Route(f"{rollout}/rollback", self.roll_back_rollout, methods=["POST"]),
             Route("/v1/events", self.events),
             Route("/v1/samples", self.samples),
@@ -310,6 +317,11 @@ class _Handlers:
         wanted = AbortRequest.model_validate(await _body(request))
         id = request.path_params["id"]
         return _json(await run_in_threadpool(self._port.abort_rollout, id, wanted.reason))
+
+    async def promote_rollout(self, request: Request) -> Response:
+        wanted = PromoteRequest.model_validate(await _body(request))
+        id = request.path_params["id"]
+        return _json(await run_in_threadpool(self._port.promote_rollout, id, wanted.reason))
 
     async def roll_back_rollout(self, request: Request) -> Response:
         wanted = RollbackRequest.model_validate(await _body(request))

@@ -226,6 +226,11 @@ class ControllerClient:
         path = f"/v1/rollouts/{_level(id)}/abort"
         return self._read(self._send("POST", path, json={"reason": reason}), RolloutView)
 
+    def promote_rollout(self, id: str, reason: str) -> RolloutView:
+        """Open all waves of a rollout at once."""
+        path = f"/v1/rollouts/{_level(id)}/promote"
+        return self._read(self._send("POST", path, json={"reason": reason}), RolloutView)
+
     def roll_back_rollout(self, id: str, reason: str) -> RolloutView:
         """Take the devices of a rollout back, even when it is over."""
         path = f"/v1/rollouts/{_level(id)}/rollback"

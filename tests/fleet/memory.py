@@ -300,6 +300,12 @@ class MemoryController(ControllerPort):
         )
         return self.runs[id]
 
+    def promote_rollout(self, id: str, reason: str) -> RolloutView:
+        view = self.rollout(id)
+        waves = tuple(wave.model_copy(update={"open": True}) for wave in view.waves)
+        self.runs[id] = view.model_copy(update={"waves": waves, "because": reason})
+        return self.runs[id]
+
     def roll_back_rollout(self, id: str, reason: str) -> RolloutView:
         view = self.rollout(id)
         if view.status is RolloutStatus.ABORTED:

@@ -11,7 +11,7 @@ from fleet.core.views import MannersRule, RolloutRequest, VerdictView
 from fleet.shell.api import RunningApi, build_app, serve
 from tests.fleet.cli.conftest import Fleet
 from tests.fleet.memory import MemoryController
-from wire.twin import Probation
+from wire.twin import Phase, Probation
 
 
 def test_start_passes_on_what_was_asked_for(run: Fleet, controller: MemoryController) -> None:
@@ -370,3 +370,35 @@ def test_a_completed_rollout_is_taken_back(run: Fleet, controller: MemoryControl
     assert result.exit_code == 0
     assert "rolling back: wrong at night" in result.stdout
     assert "fleet model quarantine digits@2" in result.stderr
+
+
+def test_a_promotion_opens_all_waves(run: Fleet, controller: MemoryController) -> None:
+    run("rollout", "start", "digits@2", "--waves", "1,100%")
+
+    result = run("rollout", "promote", "r-1", "--reason", "seen")
+
+    assert result.exit_code == 0
+    assert all(wave.open for wave in controller.runs["r-1"].waves)
+    assert result.stderr == "next: fleet rollout watch r-1\n"
+
+
+def test_those_that_did_not_commit_are_tried_once_more(
+    run: Fleet, controller: MemoryController
+) -> None:
+    run("rollout", "start", "digits@2", "--probation-pairs", "50", "--spread", "10m")
+    early = run("rollout", "retry", "r-1")
+    run("rollout", "watch")
+    none = run("rollout", "retry", "r-1")
+    view = controller.runs["r-1"]
+    first, *others = view.devices
+    failed = first.model_copy(update={"phase": Phase.FAILED})
+    controller.runs["r-1"] = view.model_copy(update={"devices": (failed, *others)})
+
+    result = run("rollout", "retry", "r-1")
+
+    assert (early.exit_code, none.exit_code, result.exit_code) == (1, 1, 0)
+    assert "r-1 is running" in early.stderr
+    assert "every device that was told committed" in none.stderr
+    again = controller.requests[-1]
+    assert (again.release, again.to) == ("digits@2", f"device in ({first.id})")
+    assert again.probation == controller.requests[0].probation
