@@ -9,6 +9,7 @@ from fleet.core import present
 from fleet.core.census import Census
 from fleet.core.cohort import (
     LIST_DEVICES,
+    check_known,
     cut,
     nearest,
     order,
@@ -376,6 +377,8 @@ class Books:
         devices = select(parse_target(request.to), facts)
         manners = Manners(bytes_per_s=request.bytes_per_s, windows=request.windows)
         rules = [(parse_target(rule.to), rule) for rule in request.rules]
+        for target, _ in rules:
+            check_known(target, facts)
         ruled = {id: _manners_of(facts[id], manners, rules) for id in devices}
         counts = parse_waves(request.waves, len(devices))
         for device in devices:

@@ -18,14 +18,12 @@ def facts_of(device: str, architecture: str, labels: Mapping[str, str]) -> dict[
     return {**labels, "arch": architecture, "device": device}
 
 
-def select(target: Target, fleet: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return the ids of the devices meant; `fleet` is id -> facts.
+def check_known(target: Target, fleet: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse a target that asks for a label or a device that nobody heard of: a typo.
 
     Raises:
-        Refusal: 404, a device that nobody heard of; 422, an unknown key or nobody matches.
+        Refusal: 404, no such device; 422, no such label.
     """
-    if not fleet:
-        raise Refusal(404, "no device ever spoke to this controller", LIST_DEVICES)
     known = {"arch", "device"} | {key for facts in fleet.values() for key in facts}
     for asked in target.wanted:
         if asked.key not in known:
@@ -38,6 +36,17 @@ def select(target: Target, fleet: Mapping[str, Mapping[str, str]]) -> list[str]:
             for value in asked.values:
                 if value not in fleet:
                     raise Refusal(404, f"no device {value!r}{nearest(value, fleet)}", LIST_DEVICES)
+
+
+def select(target: Target, fleet: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return the ids of the devices meant; `fleet` is id -> facts.
+
+    Raises:
+        Refusal: 404, a device that nobody heard of; 422, an unknown key or nobody matches.
+    """
+    if not fleet:
+        raise Refusal(404, "no device ever spoke to this controller", LIST_DEVICES)
+    check_known(target, fleet)
     chosen = [device for device, facts in fleet.items() if target.matches(facts)]
     if not chosen:
         raise Refusal(422, f"--to: none of {len(fleet)} devices has {target.text}", LIST_DEVICES)
