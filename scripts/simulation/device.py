@@ -9,7 +9,7 @@ from agent.core import events as ev
 from agent.core.state import AgentState, Instant, Journal, Settings
 from agent.core.step import next_wake, step
 from scripts.simulation.parts import ARTIFACT_CHUNKS, MODEL, T0, frame
-from wire.twin import Capabilities, Desired, Phase
+from wire.twin import Capabilities, Desired
 
 if TYPE_CHECKING:
     from scripts.simulation.world import World
@@ -44,7 +44,6 @@ class Device:
         "listening",
         "local",
         "lost_share",
-        "online_at",
         "pairs",
         "partials",
         "shadow",
@@ -266,9 +265,3 @@ class Device:
         """The digest of the release that it would serve."""
         champion = self.journal.champions.get(MODEL)
         return champion.manifest if champion is not None else ""
-
-    @property
-    def ended(self) -> Phase | None:
-        """How its deployment ended, or None."""
-        latest = self.journal.deployments.get(MODEL)
-        return latest.phase if latest is not None and latest.phase.final else None
