@@ -15,6 +15,7 @@ from wire import VERSION
 COMMANDS = {
     "model": ("fleet.cli.model:model", "Releases: push, list, show."),
     "device": ("fleet.cli.device:device", "Devices: list, show, config, cmd."),
+    "authority": ("fleet.cli.authority:authority", "The fleet's certificates: init, show."),
     "rollout": ("fleet.cli.rollout:rollout", "Rollouts: start, status, list, abort."),
     "samples": (
         "fleet.cli.samples:samples",

@@ -379,13 +379,16 @@ class Controller:
 
     def start_rollout(self, request: RolloutRequest) -> RolloutView:
         """Start to bring a release to devices."""
+        self._prepare_deltas(request)
+        return self._ask(lambda: self._start_rollout(request))
+
+    def _prepare_deltas(self, request: RolloutRequest) -> None:
         pairs = self._ask(lambda: self._books.delta_pairs(request, time.time()))
         if pairs:
             work = threading.Thread(target=self._make_deltas, args=(pairs,), daemon=True)
             work.start()
             # Whoever is told before they are made gets the whole file.
             work.join(DELTA_WAIT_S)
-        return self._ask(lambda: self._start_rollout(request))
 
     def _make_deltas(self, pairs: Iterable[tuple[str, str]]) -> None:
         for base, file in pairs:
@@ -398,6 +401,8 @@ class Controller:
 
     def plan_rollout(self, request: RolloutRequest) -> RolloutPlanView:
         """Return what a rollout would be, and start nothing."""
+        # Deltas are made as for a start: what a device fetches is known by them alone.
+        self._prepare_deltas(request.model_copy(update={"approve_small_waves": True}))
         return self._ask(lambda: self._books.plan_view(request, time.time()))
 
     def rollouts(self) -> list[RolloutView]:

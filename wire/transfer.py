@@ -69,6 +69,12 @@ class Offer(Part):
         return -(-self.transfer_bytes // self.chunk_bytes)
 
     @property
+    def disk_bytes(self) -> int:
+        """What it takes on a disk at its worst: what travels lies beside what it becomes."""
+        packed = self.transfer_bytes if self.encoding != "identity" else 0
+        return self.file_bytes + packed
+
+    @property
     def index_bytes(self) -> int:
         """How long the index is."""
         return self.chunks * HASH_BYTES

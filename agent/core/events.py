@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.control import Loaded, Tally, Window
-from agent.core.choice import Operators
 from agent.core.imports import Imported
 from agent.core.state import Journal
+from wire.choice import Operators
 from wire.command import Command
 from wire.manifest import Manifest
 from wire.telemetry import Health

@@ -24,9 +24,3 @@ def all_chosen(state: AgentState, release: DesiredRelease, files: Iterable[str])
     """Return the offers taken for those of `files` that are offered at all."""
     offers = (chosen(state, release, file) for file in files)
     return [offer for offer in offers if offer is not None]
-
-
-def disk_bytes(offer: Offer) -> int:
-    """Return what a transfer takes at its worst: what travels lies beside what it becomes."""
-    packed = offer.transfer_bytes if offer.encoding != "identity" else 0
-    return offer.file_bytes + packed

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-from agent.core import ends, fetching, imports, libraries
+from agent.core import ends, fetching, imports
 from agent.core.actions import MeasureSpace, ReadManifest
-from agent.core.choice import Device, choose, told
 from agent.core.manners import openings, wait_before_all
-from agent.core.offers import all_chosen, disk_bytes
+from agent.core.offers import all_chosen
 from agent.core.retention import Room, Space, make_room
 from agent.core.state import Deployment, Installed
 from agent.core.turn import Turn
+from wire import libraries
+from wire.choice import Device, choose, told
 from wire.manifest import Manifest, Variant
 from wire.transfer import Offer
 from wire.twin import DesiredRelease, Phase, Reason
@@ -86,7 +87,7 @@ def on_space(turn: Turn, space: Space) -> None:
         detail += f"{', '.join(own)} on this device"
         ends.finish(turn, deployment, Phase.REJECTED, Reason.NO_PROGRESS, detail)
         return
-    needed = sum(disk_bytes(offers[digest]) for digest in missing)
+    needed = sum(offers[digest].disk_bytes for digest in missing)
     deployment = replace(deployment, variant=variant.name, files=files)
     room = _room(turn, deployment, release, [offers[digest] for digest in missing], space)
     if room.lacking:
@@ -115,13 +116,13 @@ def _room(
     journal, settings = turn.state.journal, turn.state.settings
     space = replace(space, imported=frozenset(imports.kept(turn)))
     bases = {offer.base for offer in offers if offer.base is not None}
-    needed = sum(disk_bytes(offer) for offer in offers)
+    needed = sum(offer.disk_bytes for offer in offers)
     room = make_room(journal, deployment, bases, needed, space, settings)
     if not room.lacking or not bases:
         return room
     files = {offer.file for offer in offers}
     whole = [o for o in release.offers if o.file in files and o.base is None]
-    sizes = {offer.file: disk_bytes(offer) for offer in sorted(whole, key=disk_bytes)}
+    sizes = {o.file: o.disk_bytes for o in sorted(whole, key=lambda o: o.disk_bytes)}
     return make_room(journal, deployment, set(), sum(sizes.values()), space, settings)
 
 

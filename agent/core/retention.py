@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from agent.core.state import Deployment, Installed, Journal, Settings
+from wire.choice import short_of_disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,8 @@ def make_room(  # noqa: PLR0917 - all that room depends on
         left = settings.quota_bytes - taken
         if coming_bytes <= free and (not settings.quota_bytes or coming_bytes <= left):
             return Room(leaving=tuple(may_go[:count]))
-    if coming_bytes > free:
-        return Room(lacking=f"expected {coming_bytes} bytes free for artifacts, got {max(free, 0)}")
+    if lacking := short_of_disk(coming_bytes, free):
+        return Room(lacking=lacking)
     return Room(
         lacking=f"expected room for {coming_bytes} bytes in the quota of {settings.quota_bytes}, "
         f"got {max(left, 0)} beside the {taken} of what runs or is pinned"

@@ -10,10 +10,10 @@ from wire.twin import Capabilities, Desired, DesiredRelease, Finding, Phase, Rea
 
 if TYPE_CHECKING:
     from agent.control import Tally
-    from agent.core.choice import Operators
     from agent.core.download import Download
     from agent.core.events import MemoryMeasured
     from agent.core.imports import Imported
+    from wire.choice import Operators
 
 Purpose = Literal["rollout", "rollback", "fallback"]
 Key = tuple[str, str, str]

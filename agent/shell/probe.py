@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel
 
-from agent.core.choice import Operators
+from wire.choice import Operators
 from wire.telemetry import Health
 from wire.twin import Capabilities
 

@@ -11,6 +11,7 @@ import click
 from fleet.cli import views
 from fleet.cli.group import Group
 from fleet.cli.patience import patiently
+from fleet.cli.plan_lines import rollout_plan
 from fleet.cli.render import answer, console
 from fleet.cli.session import (
     DONE,
@@ -172,16 +173,23 @@ def start(
 @click.option(
     "--judge-by", type=click.Choice(["tests", "threshold"]), default="tests", show_default=True
 )
+@click.option("--devices", is_flag=True, help="Every device, however many.")
 @common
 @click.pass_obj
 def plan(
     session: Session,
+    *,
     release: str,
     to: str,
     waves: str,
     judge_by: Literal["tests", "threshold"],
+    devices: bool,
 ) -> int:
-    """Show what a rollout would be, and which waves are too small to decide; start nothing."""
+    """Show what a rollout would be; start nothing.
+
+    Which devices are in which wave, what each would fetch, which would refuse and why, and which
+    waves are too small to decide.
+    """
     request = RolloutRequest(
         release=release,
         to=to,
@@ -190,7 +198,7 @@ def plan(
     )
     with session.client() as client:
         view = client.plan_rollout(request)
-    answer(session, view, views.rollout_plan(view))
+    answer(session, view, rollout_plan(view, every=devices))
     command = f"fleet rollout start {view.release} --to {shlex.quote(to)} --waves {waves}"
     session.say(f"next: {view.next_step or command}")
     return FAILED if view.refusal else DONE

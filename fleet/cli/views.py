@@ -12,7 +12,6 @@ from fleet.core.views import (
     HealthView,
     ReleaseView,
     RolloutDeviceView,
-    RolloutPlanView,
     RolloutStatus,
     RolloutView,
     ScoreView,
@@ -437,23 +436,6 @@ def _gates(rollout: RolloutView) -> Lines:
     if not rollout.status.final:
         live = (each for each in rollout.gates if each.figures.get("count", each.devices))
         lines += [f"  gate     {each.words}" for each in live]
-    return lines
-
-
-def rollout_plan(plan: RolloutPlanView) -> Lines:
-    """Return `fleet rollout plan`: the waves, those that cannot decide, and how alpha is split."""
-    lines = [f"{plan.release} -> {plan.to}: {plan.devices} devices"]
-    for wave in plan.waves:
-        small = f"  too small: {wave.too_small}" if wave.too_small else ""
-        lines.append(f"  wave {wave.number}  {wave.share:>5}  {wave.devices} devices{small}")
-    if plan.alphas:
-        parts = ", ".join(f"{gate} {alpha:g}" for gate, alpha in plan.alphas.items())
-        total = sum(plan.alphas.values())
-        lines.append(f"chance of a false abort at most {total:g}, over all looks: {parts}")
-    else:
-        lines.append("judged by a share of refusals: no chance of a false abort can be told")
-    if plan.refusal:
-        lines.append(f"would not be started: {plan.refusal}")
     return lines
 
 

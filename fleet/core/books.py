@@ -16,6 +16,7 @@ from fleet.core.cohort import (
     parse_waves,
     select,
 )
+from fleet.core.forecast import Forecast, chosen_by, files_of, forecast
 from fleet.core.rollout import Assign, Assignment, Rollout, fallback_for
 from fleet.core.scores import Totals
 from fleet.core.target import Target, parse_target
@@ -361,7 +362,44 @@ class Books:
 
     def plan_view(self, request: RolloutRequest, now: float) -> RolloutPlanView:
         """Return what a rollout would be (404, 422: as for the rollout itself)."""
-        return present.plan_view(self._draft(request, now), request)
+        draft = self._draft(request, now)
+        costs = {id: self._forecast(id, draft) for wave in draft.waves for id in wave}
+        return present.plan_view(draft, request, costs, self.census, now)
+
+    def _forecast(self, device: str, rollout: Rollout) -> Forecast:
+        release, known = self.releases[rollout.manifest], self.census.get(device)
+        serving = known.reported.serving if known.reported else ()
+        held, clearable = set[str](), dict[str, int]()
+        for each in serving:
+            there = self.releases.get(each.manifest)
+            for variant in there.manifest.variants if there else ():
+                if there is not None and variant.name == each.variant:
+                    held.update(files_of(there.manifest, there.digest, variant))
+            clearable |= self._served_before(device, each.model)
+        before = self._served_before(device, rollout.model)
+        going = {file: size for file, size in clearable.items() if file not in held}
+        return forecast(
+            release.manifest,
+            release.digest,
+            self._fitting(device, release.digest),
+            known,
+            held | before.keys(),
+            sum(size for file, size in going.items() if file not in before),
+        )
+
+    def _served_before(self, device: str, model: str) -> dict[str, int]:
+        """Return the files, with sizes, that a device keeps of what it would go back to."""
+        current = self.orders(device).get(model)
+        past = self.rollouts.get(current.rollout) if current is not None else None
+        earlier = past.previous.get(device) if past is not None else None
+        release = self.releases.get(earlier.manifest) if earlier is not None else None
+        if release is None or (current is not None and release.digest == current.manifest):
+            return {}
+        variant = chosen_by(release.manifest, self.census.get(device))
+        if not isinstance(variant, Variant):
+            return {}
+        sizes = {file.digest: file.size_bytes for file in release.manifest.all_files()}
+        return {f: sizes.get(f, 0) for f in files_of(release.manifest, release.digest, variant)}
 
     def _draft(self, request: RolloutRequest, now: float) -> Rollout:
         try:

@@ -1,7 +1,7 @@
 """What the controller knows, as the values its API speaks in."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fleet.core.census import Census, Device
 from fleet.core.evidence import (
@@ -12,11 +12,13 @@ from fleet.core.evidence import (
     readings,
     too_small,
 )
+from fleet.core.forecast import Forecast
 from fleet.core.gate import Standing
 from fleet.core.rollout import Rollout, Told, compared, is_back
 from fleet.core.scores import Totals, score_view
 from fleet.core.views import (
     DeviceView,
+    PlanDeviceView,
     PlanWaveView,
     Refusal,
     ReleaseView,
@@ -144,8 +146,14 @@ def _gates(rollout: Rollout, now: float) -> tuple[VerdictView, ...]:
     return tuple(map(verdict_view, found))
 
 
-def plan_view(rollout: Rollout, request: RolloutRequest) -> RolloutPlanView:
-    """Return a rollout of which nobody was told, with the waves that are too small to decide."""
+def plan_view(
+    rollout: Rollout,
+    request: RolloutRequest,
+    costs: Mapping[str, Forecast],
+    census: Census,
+    now: float,
+) -> RolloutPlanView:
+    """Return a rollout of which nobody was told: waves too small to decide, and what it costs."""
     refused = small_waves(rollout, request.approve_small_waves)
     tests = rollout.judged_by == "tests"
     told, waves = 0, []
@@ -153,7 +161,16 @@ def plan_view(rollout: Rollout, request: RolloutRequest) -> RolloutPlanView:
         told += len(wave)
         small = too_small(told) if tests else ""
         waves.append(
-            PlanWaveView(number=number, share=share, devices=len(wave), told=told, too_small=small)
+            PlanWaveView(
+                number=number,
+                share=share,
+                devices=len(wave),
+                told=told,
+                too_small=small,
+                bytes_coming=sum(costs[id].bytes_coming for id in wave),
+                bytes_sent=_sent_once(costs[id] for id in wave),
+                refused=sum(costs[id].how == "refused" for id in wave),
+            )
         )
     return RolloutPlanView(
         release=rollout.release,
@@ -163,7 +180,29 @@ def plan_view(rollout: Rollout, request: RolloutRequest) -> RolloutPlanView:
         alphas=dict(SPLIT) if tests else {},
         refusal=refused.error if refused is not None else "",
         next_step=refused.next_step if refused is not None else "",
+        bytes_coming=sum(wave.bytes_coming for wave in waves),
+        refused=sum(wave.refused for wave in waves),
+        forecasts=tuple(
+            PlanDeviceView(
+                id=id,
+                wave=number,
+                online=census.get(id).online(now),
+                how=costs[id].how,
+                variant=costs[id].variant,
+                bytes_coming=costs[id].bytes_coming,
+                bytes_whole=costs[id].bytes_whole,
+                reason=costs[id].reason,
+                detail=costs[id].detail,
+            )
+            for number, wave in enumerate(rollout.waves, 1)
+            for id in wave
+        ),
     )
+
+
+def _sent_once(costs: Iterable[Forecast]) -> int:
+    transfers = {o.transfer: o.transfer_bytes for cost in costs for o in cost.coming}
+    return sum(transfers.values())
 
 
 def small_waves(rollout: Rollout, approved: bool) -> Refusal | None:

@@ -237,6 +237,29 @@ class PlanWaveView(View):
     """Devices that will have been told when it is open."""
     too_small: str = ""
     """Why the tests cannot decide from so many; empty: they can."""
+    bytes_coming: int = 0
+    """That its devices will fetch, all together."""
+    bytes_sent: int = 0
+    """Of these, each transfer once: what the broker gets where devices fetch together."""
+    refused: int = 0
+    """Devices whose preflight will refuse."""
+
+
+class PlanDeviceView(View):
+    """What the release would cost one device, from what it last reported."""
+
+    id: str
+    wave: int
+    online: bool
+    how: Literal["held", "delta", "whole", "refused", "unknown"]
+    """unknown: it never said what it can run, the bytes are those of the first variant."""
+    variant: str = ""
+    bytes_coming: int = 0
+    bytes_whole: int = 0
+    """What the same files would take without deltas."""
+    reason: Reason | None = None
+    """Why its preflight will refuse."""
+    detail: str = ""
 
 
 class RolloutPlanView(View):
@@ -251,6 +274,10 @@ class RolloutPlanView(View):
     refusal: str = ""
     """Why it would not be started as it is; empty: it would."""
     next_step: str = ""
+    bytes_coming: int = 0
+    refused: int = 0
+    forecasts: tuple[PlanDeviceView, ...] = ()
+    """Every device, by wave."""
 
 
 class RolloutView(View):

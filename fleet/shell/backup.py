@@ -26,7 +26,15 @@ _LIST = "backup.json"
 _MAX_LIST_BYTES = 256 * 1024 * 1024
 _DATABASES = ("fleet.db", "telemetry.db")
 _NEEDED = ("controller.key", *_DATABASES)
-_FILES = ("controller.key", "alerts.toml", "broker/settings.json")
+_LEDGER = "authority/ledger.db"
+"""Of the certificates that were issued; there is none before `fleet authority init`."""
+_FILES = (
+    "controller.key",
+    "alerts.toml",
+    "broker/settings.json",
+    "authority/ca.pem",
+    "authority/ca.key",
+)
 _FOLDERS = ("blobs", "transfers", "samples")
 _PLACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _PIECE = 1024 * 1024
@@ -121,9 +129,9 @@ def restore_backup(source: Path, data: Path, progress: Progress) -> Contents:
 def _write(data: Path, work: Path, out: IO[bytes], progress: Progress) -> Contents:
     members: dict[str, Member] = {}
     with tarfile.open(fileobj=out, mode="w") as tar:
-        for name in _DATABASES:
+        for name in (*_DATABASES, *([_LEDGER] if (data / _LEDGER).is_file() else [])):
             # First: all that they tell of is on the disk already, and stays there.
-            copy = work / name
+            copy = work / "copy.db"
             with closing(sqlite3.connect(data / name)) as live, closing(sqlite3.connect(copy)) as c:
                 live.backup(c)
             members[name] = _add(tar, name, copy, progress)

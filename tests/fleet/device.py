@@ -142,7 +142,9 @@ class ScriptedDevice:
                 sequence=self.sequence,
                 labels=self.labels,
                 capabilities=Capabilities(
-                    architecture="x86_64", max_chunk_bytes=self.max_chunk_bytes
+                    runtimes={"onnxruntime": "1.24.1"},
+                    architecture="x86_64",
+                    max_chunk_bytes=self.max_chunk_bytes,
                 ),
                 serving=tuple(self.serving.values()),
                 deployments=tuple(self.deployments.values()),

@@ -21,6 +21,7 @@ from fleet.core.views import (
     DeviceView,
     EventView,
     HealthView,
+    PlanDeviceView,
     PlanWaveView,
     Refusal,
     ReleaseView,
@@ -244,7 +245,22 @@ class MemoryController(ControllerPort):
         with self.lock:
             self.requests.append(request)
         small = "2 devices told by then are too few to decide"
-        waves = (PlanWaveView(number=1, share="2", devices=2, told=2, too_small=small),)
+        waves = (
+            PlanWaveView(
+                number=1, share="2", devices=2, told=2, too_small=small,
+                bytes_coming=5120, bytes_sent=5120, refused=1,
+            ),
+        )  # fmt: skip
+        forecasts = (
+            PlanDeviceView(
+                id="cam-1", wave=1, online=True, how="delta", variant="int8-onnx",
+                bytes_coming=5120, bytes_whole=2**20,
+            ),
+            PlanDeviceView(
+                id="cam-2", wave=1, online=False, how="refused", reason=Reason.WRONG_ARCH,
+                detail="only needs x86_64",
+            ),
+        )  # fmt: skip
         return RolloutPlanView(
             release=request.release,
             to=request.to,
@@ -253,6 +269,9 @@ class MemoryController(ControllerPort):
             alphas={"accuracy": 0.03, "crashes": 0.02} if request.judged_by == "tests" else {},
             refusal=f"wave 1: {small}" if request.judged_by == "tests" else "",
             next_step="--waves 30,100%" if request.judged_by == "tests" else "",
+            bytes_coming=5120,
+            refused=1,
+            forecasts=forecasts,
         )
 
     def rollouts(self) -> list[RolloutView]:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from agent.core.choice import ENGINE_BYTES, Device, choose, told
 from tests.agent.core.world import World, make_release, phase_of
+from wire.choice import ENGINE_BYTES, Device, choose, told
 from wire.manifest import File, Manifest, Requires, TensorSpec, Variant
 from wire.twin import Capabilities, Phase, Reason
 

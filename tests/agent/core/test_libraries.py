@@ -2,9 +2,9 @@
 
 import pytest
 
-from agent.core.libraries import lacking
 from tests.agent.core.test_choice import ABLE, manifest, variant
 from tests.agent.core.world import World, make_release, phase_of
+from wire.libraries import lacking
 from wire.manifest import Manifest
 from wire.stream import Features, Stream
 from wire.task import ImageInput, Task, TextInput

@@ -276,8 +276,13 @@ def test_plan_names_waves_too_small_to_decide_and_starts_nothing(
 
     assert result.exit_code == 1
     assert result.stdout == (
-        "digits@2 -> all: 2 devices\n"
-        "  wave 1      2  2 devices  too small: 2 devices told by then are too few to decide\n"
+        "digits@2 -> all: 2 devices, 5.0 KiB to fetch\n"
+        "  wave 1      2  2 devices  5.0 KiB, 5.0 KiB sent once  1 will refuse"
+        "  too small: 2 devices told by then are too few to decide\n"
+        "  preflight will refuse on cam-2: wrong arch, only needs x86_64\n"
+        "DEVICE  WAVE  STATE    VARIANT    FETCHES  HOW\n"
+        "cam-1   1     online   int8-onnx  5.0 KiB  delta, 1.0 MiB whole\n"
+        "cam-2   1     offline  -          -        refuses: wrong arch\n"
         "chance of a false abort at most 0.05, over all looks: accuracy 0.03, crashes 0.02\n"
         "would not be started: wave 1: 2 devices told by then are too few to decide\n"
     )

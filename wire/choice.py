@@ -1,4 +1,7 @@
-"""Which variant of a release this device can run, or why none, told from the manifest alone."""
+"""Which variant of a release a device can run, or why none, told from the manifest alone.
+
+A device asks this before it fetches, and the controller when it plans.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -71,6 +74,13 @@ def told(manifest: Manifest, refusals: list[Refusal], device: Device) -> tuple[R
         for variant, refusal in zip(manifest.variants, refusals, strict=True)
     )
     return furthest, f"{why}; here: {able.architecture or 'unknown machine'}, {have}{broken}"[:480]
+
+
+def short_of_disk(coming_bytes: int, free_bytes: int) -> str:
+    """Return what artifacts would take and what is free, empty when they fit."""
+    if coming_bytes <= free_bytes:
+        return ""
+    return f"expected {coming_bytes} bytes free for artifacts, got {max(free_bytes, 0)}"
 
 
 def refuse(variant: Variant, device: Device) -> Refusal | None:
